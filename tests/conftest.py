@@ -1,5 +1,8 @@
-"""Fixtures for every test: seeded, quiet, on few threads."""
+"""Fixtures for every test: seeded, and a way to see the errors that users see."""
 
+from collections.abc import Iterator
+
+import jaxtyping
 import pytest
 import torch
 
@@ -12,3 +15,11 @@ def seed() -> None:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def untyped() -> Iterator[None]:
+    """Switches the run-time type checks off, which exist in the tests only, to reach our own messages."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -3,9 +3,15 @@
 import subprocess
 import sys
 
-import pytest
-
-HEAVY = ("accelerate", "datasets", "torchvision", "torchmetrics", "matplotlib", "diffusers", "streamlit")
+HEAVY = (
+    "accelerate",
+    "datasets",
+    "torchvision",
+    "torchmetrics",
+    "matplotlib",
+    "diffusers",
+    "streamlit",
+)
 CORE = ("fm_ext", "fm_ext.loss", "fm_ext.mask", "fm_ext.models", "fm_ext.path")
 
 

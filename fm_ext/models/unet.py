@@ -1,0 +1,194 @@
+"""The U-Net that fm_ext trains."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from fm_ext.models.blocks import (
+    Attention,
+    ResBlock,
+    TimeEmbedding,
+    Upsample,
+    broadcast_time,
+    group_norm,
+    pad_to_multiple,
+    zero,
+)
+
+# Side of the image -> arguments. Attention stays below the top level, where it would cost most of the step.
+PRESETS: dict[int, dict[str, Any]] = {
+    32: {"channels": 32, "multipliers": (1, 2, 2), "attention": (2,)},
+    64: {"channels": 64, "multipliers": (1, 2, 2, 2), "attention": (3,)},
+    128: {"channels": 64, "multipliers": (1, 2, 3, 4), "blocks": 2, "attention": (3,)},
+    256: {"channels": 96, "multipliers": (1, 1, 2, 4), "blocks": 2, "attention": (3,)},
+}
+
+
+class UNet(nn.Module):
+    r"""A U-Net for images of any size, conditioned on time and optionally on a class.
+
+    Residual blocks take time and class by scale-shift group norm; attention sits at the levels that ask for it; all
+    skips are concatenated; the output convolution starts at zero (Dhariwal and Nichol, arXiv 2105.05233).
+    Level l works at $2^{-l}$ of the resolution; an image whose sides do not divide is padded at the bottom and right,
+    and the result cropped.
+
+    Args:
+        in_channels: channels of `x`, those that `UNetWrapper` concatenates included.
+        out_channels: channels of the velocity; None for as many as `in_channels`.
+        channels: width of the top level.
+        multipliers: width of each level in units of `channels`; their number, 1 to 6, is the number of levels.
+        blocks: residual blocks a level on the way down; one more on the way up.
+        attention: levels that attend, 0 = full resolution. The middle attends if the lowest level does.
+        head_channels: channels of one attention head.
+        dropout: inside the residual blocks, in [0, 1).
+        num_classes: None for no class. Otherwise labels run from 0 to `num_classes`, which is the null class: the one
+            that `label=None` means and that classifier-free guidance needs (arXiv 2207.12598).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        *,
+        channels: int = 64,
+        multipliers: Sequence[int] = (1, 2, 2),
+        blocks: int = 1,
+        attention: Sequence[int] = (2,),
+        head_channels: int = 32,
+        dropout: float = 0.0,
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        if not 1 <= len(multipliers) <= 6:
+            raise ValueError(f"`multipliers` must name 1 to 6 levels; got {tuple(multipliers)}.")
+        if not set(attention) <= set(range(len(multipliers))):
+            raise ValueError(
+                f"`attention` must name levels from 0 to {len(multipliers) - 1}, the lowest; got {tuple(attention)}."
+            )
+        if channels % head_channels and head_channels % channels:
+            raise ValueError(
+                f"`channels` must divide into heads of `head_channels`; got {channels} and {head_channels}."
+            )
+        self.in_channels = in_channels
+        self.out_channels = in_channels if out_channels is None else out_channels
+        self.num_classes = num_classes
+        self.stride = 2 ** (len(multipliers) - 1)
+        features = 4 * channels
+        widths = [channels * m for m in multipliers]
+
+        def stage(c_in: int, c_out: int, level: int) -> nn.ModuleList:
+            layers: list[nn.Module] = [ResBlock(c_in, c_out, features, dropout)]
+            if level in attention:
+                layers.append(Attention(c_out, head_channels))
+            return nn.ModuleList(layers)
+
+        self.time = TimeEmbedding(channels, features)
+        if num_classes is not None:
+            self.label = nn.Embedding(num_classes + 1, features)
+            nn.init.normal_(self.label.weight, std=0.02)
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+
+        self.down = nn.ModuleList()
+        width, skips = channels, [channels]
+        for level, out_width in enumerate(widths):
+            for _ in range(blocks):
+                self.down.append(stage(width, out_width, level))
+                width = out_width
+                skips.append(width)
+            if level < len(widths) - 1:
+                self.down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                skips.append(width)
+
+        last = len(widths) - 1
+        self.middle = nn.ModuleList([*stage(width, width, last), *stage(width, width, -1)])
+
+        self.up = nn.ModuleList()
+        for level, out_width in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                self.up.append(stage(width + skips.pop(), out_width, level))
+                width = out_width
+            if level > 0:
+                self.up.append(Upsample(width))
+
+        self.norm_out = group_norm(width)
+        self.conv_out = zero(nn.Conv2d(width, self.out_channels, 3, padding=1))
+
+    @classmethod
+    def preset(
+        cls, size: int, in_channels: int = 3, out_channels: int | None = None, **changes: Any
+    ) -> "UNet":
+        """The recommended network for square images of about `size` pixels.
+
+        Args:
+            size: 28 or 32, 64, 128 or 256.
+            in_channels: see `UNet`.
+            out_channels: see `UNet`.
+            **changes: arguments of `UNet` that replace the preset's.
+
+        Raises:
+            ValueError: for another size.
+        """
+        size = 32 if size == 28 else size
+        if size not in PRESETS:
+            raise ValueError(
+                f"`size` must be 28, 32, 64, 128 or 256; got {size}. Call UNet(...) for others."
+            )
+        return cls(in_channels, out_channels, **(PRESETS[size] | changes))
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch c_in height width"],
+        t: Float[Tensor, "..."],
+        label: Int64[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch c_out height width"]:
+        """Returns the velocity at `x` and `t`.
+
+        Args:
+            x: `(batch, in_channels, height, width)`, of any height and width.
+            t: times in [0, 1], 0-d or `(batch,)`.
+            label: classes `(batch,)` in [0, num_classes]; None for the null class.
+
+        Raises:
+            ValueError: for a wrong number of channels, a wrong shape of `t`, or a label without `num_classes`.
+        """
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"`x` must have in_channels = {self.in_channels} channels, concatenated ones included; "
+                f"got {tuple(x.shape)}."
+            )
+        embedding = self.time(broadcast_time(t, len(x)))
+        if self.num_classes is not None:
+            if label is None:
+                label = torch.full((len(x),), self.num_classes, device=x.device)
+            embedding = embedding + self.label(label)
+        elif label is not None:
+            raise ValueError(
+                "`label` was given to a UNet without classes; build it with UNet(num_classes=...)."
+            )
+        embedding = nn.functional.silu(embedding)
+
+        height, width = x.shape[-2:]
+        h = self.conv_in(pad_to_multiple(x, self.stride))
+        skips = [h]
+        for layer in self.down:
+            h = run(layer, h, embedding)
+            skips.append(h)
+        h = run(self.middle, h, embedding)
+        for layer in self.up:
+            if not isinstance(layer, Upsample):
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = run(layer, h, embedding)
+        h = self.conv_out(nn.functional.silu(self.norm_out(h)))
+        return h[..., :height, :width]
+
+
+def run(layer: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+    """Applies a layer or a list of them; residual blocks get the embedding."""
+    if isinstance(layer, nn.ModuleList):
+        for inner in layer:
+            h = run(inner, h, embedding)
+        return h
+    return layer(h, embedding) if isinstance(layer, ResBlock) else layer(h)

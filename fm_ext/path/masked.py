@@ -1,0 +1,116 @@
+"""Probability paths on which the known entries of the target stay where they are."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from flow_matching.path import DiscretePathSample, PathSample, ProbPath
+from jaxtyping import Bool, Shaped
+from torch import Tensor
+
+
+@dataclass
+class MaskedPathSample(PathSample):
+    r"""A `PathSample` that remembers which entries were missing.
+
+    Attributes:
+        mask: bool, broadcastable to `x_1`, True = missing; None when the path was sampled without a mask.
+    """
+
+    mask: Tensor | None = None
+
+
+@dataclass
+class MaskedDiscretePathSample(DiscretePathSample):
+    r"""A `DiscretePathSample` that remembers which entries were missing.
+
+    Attributes:
+        mask: bool, broadcastable to `x_1`, True = missing; None when the path was sampled without a mask.
+    """
+
+    mask: Tensor | None = None
+
+
+class MaskedProbPath(ProbPath):
+    r"""Moves the missing entries along `path` and holds the known ones at the target.
+
+    With mask $m$ (1 = missing) and $(X_t, \dot X_t)$ from the wrapped path,
+
+    $$X_t^m = m \odot X_t + (1 - m) \odot X_1, \qquad \dot X_t^m = m \odot \dot X_t .$$
+
+    This is the conditional path of the data-dependent coupling whose source is the target with noise in its
+    hole, so the marginal velocity samples $p(x_1 \mid \text{known entries})$ (Albergo et al., arXiv 2310.03725;
+    Lipman et al., arXiv 2412.06264, section 4.7). Known entries are pinned after the path was sampled, not pasted
+    into `x_0`: pasting moves them to $(\alpha_t + \sigma_t) X_1$, which is right for $\alpha + \sigma = 1$ only.
+
+    Every upstream path can be wrapped, and ours; a mask is drawn by `fm_ext.mask`. On a manifold the mask must leave
+    whole points known or missing, unless the manifold is a product of its coordinates (as the flat torus is).
+
+    Args:
+        path: the path of the missing entries.
+    """
+
+    def __init__(self, path: ProbPath):
+        if not isinstance(path, ProbPath):
+            raise TypeError(
+                f"`path` must be a flow_matching.path.ProbPath, for example CondOTProbPath(); "
+                f"got {type(path).__name__}."
+            )
+        self.path = path
+
+    def sample(
+        self,
+        x_0: Shaped[Tensor, " batch *dim"],
+        x_1: Shaped[Tensor, " batch *dim"],
+        t: Shaped[Tensor, " batch"],
+        mask: Bool[Tensor, "..."] | None = None,
+        **extras: object,
+    ) -> Any:  # a union would make every user of `dx_t` narrow it first
+        """Samples the wrapped path in the missing entries.
+
+        Args:
+            x_0: source, `(batch, ...)`. Its values at known entries are ignored.
+            x_1: target, `(batch, ...)`.
+            t: times, `(batch,)`.
+            mask: True = missing. Has as many axes as `x_1`, each of its length or 1: `(batch, 1, height, width)` for
+                images. None samples exactly the wrapped path.
+            **extras: handed to the wrapped path's `sample`, for paths that take more.
+
+        Returns:
+            A `MaskedPathSample`, or a `MaskedDiscretePathSample` over a discrete path; `x_t` equals
+            `x_1` bit for bit at known entries, and `dx_t` is exactly 0 there.
+
+        Raises:
+            TypeError: if the mask is not bool.
+            ValueError: if the mask does not broadcast to `x_1`.
+        """
+        if mask is not None:
+            check_mask(mask, x_1)
+        sample = self.path.sample(x_0=x_0, x_1=x_1, t=t, **extras)
+        values = {field.name: getattr(sample, field.name) for field in fields(sample)}
+        values["mask"] = mask
+        if mask is not None:
+            values["x_t"] = torch.where(mask, sample.x_t, x_1)
+        if isinstance(sample, DiscretePathSample):
+            return MaskedDiscretePathSample(**values)
+        if mask is not None:
+            # `where` and not a product: a wrapped path may be infinite at an end point, and 0 * inf is not 0.
+            values["dx_t"] = torch.where(mask, sample.dx_t, 0)
+        return MaskedPathSample(**values)
+
+
+def check_mask(mask: Tensor, x: Tensor, like: str = "x_1") -> None:
+    """Raises unless `mask` is bool and broadcasts to `x` without adding axes or entries."""
+    if mask.dtype != torch.bool:
+        raise TypeError(
+            f"`mask` must be bool with True = missing (to be generated); got {mask.dtype}. "
+            "Write `mask.bool()`, or `mask == 0` if yours marks the known pixels."
+        )
+    fits = mask.ndim == x.ndim and all(
+        m in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"`mask` must have as many axes as `{like}`, each of its length or 1, for images "
+            f"(batch, 1, height, width); got mask {tuple(mask.shape)} for {like} {tuple(x.shape)}."
+        )

@@ -1,0 +1,175 @@
+"""Every network of the field becomes v(x=x, t=t, **extras)."""
+
+import pytest
+import torch
+from flow_matching.solver import ODESolver
+from flow_matching.utils import ModelWrapper
+from torch import nn
+
+from fm_ext.models import SmallUNet, UNet, UNetWrapper
+
+
+class Probe(nn.Module):
+    """Remembers what it was called with."""
+
+    def forward(self, x, t, label=None):
+        self.x, self.t, self.label = x, t, label
+        return x[:, :1]
+
+
+class TimeFirst(Probe):
+    def forward(self, t, x, y=None, *args, **kwargs):
+        return super().forward(x, t, y)
+
+
+class WithExtra(Probe):
+    def forward(self, x, timesteps, extra):
+        out = super().forward(x, timesteps, extra.get("label"))
+        self.extra = dict(extra)
+        extra["label"] = "written by the network"
+        return out
+
+
+class Output:
+    def __init__(self, sample):
+        self.sample = sample
+
+
+class WithOutputObject(Probe):
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        return Output(super().forward(sample, timestep, class_labels))
+
+
+class WithTuple(Probe):
+    def forward(self, sample, timestep, class_labels=None):
+        return (super().forward(sample, timestep, class_labels), "more")
+
+
+NETS = [Probe, TimeFirst, WithExtra, WithOutputObject, WithTuple]
+X = torch.randn(3, 1, 4, 4)
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 1, 1, 1)])
+def test_every_convention_and_every_shape_of_t(net, shape):
+    model = UNetWrapper(net(), time_scale=1000.0)
+    label = torch.arange(3)
+    t = torch.rand(shape)
+    assert torch.equal(model(x=X, t=t, label=label), X)
+    torch.testing.assert_close(model.model.t, (1000 * t).reshape(-1).expand(3))
+    assert torch.equal(model.model.label, label) and torch.equal(model.model.x, X)
+    assert isinstance(model, ModelWrapper)
+
+
+def test_extra_dict_is_not_shared():
+    model = UNetWrapper(WithExtra())
+    extras = {"y": torch.ones(3)}
+    model(x=X, t=torch.tensor(0.5), **extras)
+    assert set(extras) == {"y"} and set(model.model.extra) == {"y"}
+
+
+def test_time_scale_may_be_a_function():
+    model = UNetWrapper(Probe(), time_scale=lambda t: 999 * (1 - t))
+    model(x=X, t=torch.tensor(0.25))
+    torch.testing.assert_close(model.model.t, torch.full((3,), 749.25))
+
+
+def test_concat_in_order_with_the_hole_of_the_image_zeroed():
+    model = UNetWrapper(Probe(), concat=("mask", "image"))
+    mask = torch.rand(3, 1, 4, 4) < 0.5
+    image = torch.randn(3, 2, 4, 4)
+    model(x=X, t=torch.tensor(0.5), image=image, mask=mask)
+    x, m, i = model.model.x.split([1, 1, 2], dim=1)
+    assert torch.equal(x, X) and torch.equal(m, mask.float())
+    assert torch.equal(i, image * ~mask)
+    leaked = torch.where(mask, torch.randn(3, 2, 4, 4), image)
+    model(x=X, t=torch.tensor(0.5), image=leaked, mask=mask)
+    assert torch.equal(model.model.x, torch.cat([x, m, i], dim=1))
+
+
+def test_image_alone_is_masked_too():
+    model = UNetWrapper(Probe(), concat=("image",))
+    mask = torch.rand(3, 1, 4, 4) < 0.5
+    model(x=X, t=torch.tensor(0.5), image=X, mask=mask)
+    assert torch.equal(model.model.x[:, 1:], X * ~mask)
+
+
+def test_label_dropout_is_per_sample_and_in_training_only():
+    model = UNetWrapper(Probe(), label_dropout=0.3, null_label=10)
+    label = torch.arange(10).repeat(500)
+    x = torch.zeros(5000, 1, 1, 1)
+    model.train()(x=x, t=torch.tensor(0.0), label=label)
+    dropped = model.model.label == 10
+    assert 0.27 < dropped.float().mean() < 0.33
+    assert torch.equal(model.model.label[~dropped], label[~dropped])
+    model.eval()(x=x, t=torch.tensor(0.0), label=label)
+    assert torch.equal(model.model.label, label)
+    model(x=x, t=torch.tensor(0.0))
+    assert model.model.label.eq(10).all()
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "heun3", "dopri5"])
+def test_through_upstreams_solver(method):
+    net = UNet(2, 1, channels=8, multipliers=(1, 2), attention=(1,), head_channels=8)
+    solver = ODESolver(UNetWrapper(net, concat=("mask",)))
+    step_size = None if method == "dopri5" else 0.25
+    mask = torch.ones(3, 1, 4, 4, dtype=torch.bool)
+    result = solver.sample(x_init=X, step_size=step_size, method=method, mask=mask)
+    torch.testing.assert_close(result, X)  # the network starts at zero
+
+
+def test_compiled_networks_keep_their_arguments():
+    model = UNetWrapper(torch.compile(TimeFirst(), backend="eager"))
+    assert torch.equal(model(x=X, t=torch.tensor(0.5)), X)
+
+
+def test_peers_networks():
+    diffusers = pytest.importorskip("diffusers", reason="a peer, not a dependency")
+    net = diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    x, t = torch.randn(2, 1, 8, 8), torch.rand(2)
+    expected = net(x, 1000 * t).sample
+    torch.testing.assert_close(UNetWrapper(net, time_scale=1000)(x=x, t=t), expected)
+
+
+def test_state_dict_prefix_is_upstreams():
+    assert all(name.startswith("model.") for name in UNetWrapper(SmallUNet()).state_dict())
+
+
+class Nameless(nn.Module):
+    def forward(self, a, b):
+        return a * b.reshape(-1, 1, 1, 1)
+
+
+def test_arguments_by_hand():
+    model = UNetWrapper(Nameless(), arguments={"x": "a", "t": "b"})
+    torch.testing.assert_close(model(x=X, t=torch.tensor(0.5)), X / 2)
+
+
+def test_bad_input():
+    t = torch.tensor(0.5)
+    with pytest.raises(
+        TypeError, match=r"no argument of Nameless.forward\(a, b\) is called one of \('x'"
+    ):
+        UNetWrapper(Nameless())
+    with pytest.raises(ValueError, match=r"`label_dropout` must lie in \[0, 1\); got 1.0"):
+        UNetWrapper(Probe(), label_dropout=1.0, null_label=10)
+    with pytest.raises(ValueError, match="`label_dropout` needs `null_label`"):
+        UNetWrapper(Probe(), label_dropout=0.1)
+    with pytest.raises(TypeError, match="`concat` must be a tuple of names"):
+        UNetWrapper(Probe(), concat="mask")
+    model = UNetWrapper(Probe(), concat=("mask",))
+    with pytest.raises(TypeError, match="`mask` is named by `concat` and was not given"):
+        model(x=X, t=t)
+    with pytest.raises(
+        ValueError, match=r"`mask` must be \(batch, channel, height, width\).*\(3, 1, 2, 2\)"
+    ):
+        model(x=X, t=t, mask=torch.ones(3, 1, 2, 2))
+    with pytest.raises(TypeError, match="`time_steps` is taken neither by `concat`"):
+        UNetWrapper(Probe())(x=X, t=t, time_steps=torch.zeros(2))
+    with pytest.raises(TypeError, match="`label` was given, but SmallUNet has no argument for it"):
+        UNetWrapper(SmallUNet())(x=X, t=t, label=torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"`t` must be 0-d"):
+        UNetWrapper(Probe())(x=X, t=torch.rand(2))
