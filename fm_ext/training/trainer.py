@@ -26,6 +26,11 @@ from fm_ext.training.state import load_state, save_state
 from fm_ext.training.weights import bare
 from fm_ext.training.window import LossWindow
 
+_EMPTY = (
+    "`loader` must yield at least one batch an epoch; it yields none. Is the data set empty, or smaller than a batch "
+    "with drop_last=True?"
+)
+
 
 class Trainer:
     """Trains a network on one process or many; killed at any moment, it goes on as if nothing had happened.
@@ -48,8 +53,9 @@ class Trainer:
 
     Raises:
         TypeError: if `loader` is not a `DataLoader`.
-        ValueError: for a model without trainable parameters or, if they are averaged, with half-precision ones; for an
-            accelerator that is in use already, splits the model over processes, or names checkpoints itself.
+        ValueError: for an empty loader; for a model without trainable parameters or, if they are averaged, with
+            half-precision ones; for an accelerator that is in use already, splits the model over processes, or names
+            checkpoints itself.
     """
 
     def __init__(
@@ -74,8 +80,7 @@ class Trainer:
         self.config = config
         self.accelerator = accelerator
         self.step = 0
-        self._epoch = 0
-        self._batch = 0  # batches of this epoch that have gone into optimiser steps
+        self._position = (0, 0)  # epoch, and batches of it that have gone into optimiser steps
         self._folder = None if config.output_dir is None else Path(config.output_dir)
         self._checkpoint: Path | None = None
         self._average: ExponentialMovingAverage | None = None
@@ -87,6 +92,12 @@ class Trainer:
             torch.default_generator.manual_seed(config.seed)  # accelerate's samplers remember it
             prepared: tuple[Any, ...] = accelerator.prepare(model, optimizer, loader)
         self._prepared, self._optimizer, self._loader = prepared
+        try:
+            self._batches_per_epoch = len(self._loader)
+        except TypeError:
+            self._batches_per_epoch = None  # a stream
+        if self._batches_per_epoch == 0:
+            raise ValueError(_EMPTY)
         if self._average:
             self._average.restart(self.model)  # which is the same on all processes only now
 
@@ -108,7 +119,7 @@ class Trainer:
 
         Raises:
             ValueError: if `output_dir` holds the checkpoints of another run, or of any run with `resume=False`; if the
-                loader is empty or the loss is not 0-d.
+                loss is not 0-d.
             NonFiniteLossError: when losses are read, which is before each checkpoint is written.
             SystemExit: with status 143, after a SIGTERM and a checkpoint, if there is an `output_dir`.
         """
@@ -123,10 +134,9 @@ class Trainer:
         self._prepared.train()
         self._prepared.zero_grad()
         accelerator.step = 0  # of gradient accumulation
-        hidden = not accelerator.is_main_process
         with (
             Preemption(accelerator, enabled=self._folder is not None) as preemption,
-            tqdm(total=config.steps, initial=self.step, unit="step", disable=hidden) as bar,
+            self._progress_bar() as bar,
             closing(self._batches()) as batches,
         ):
             while self.step < config.steps:
@@ -150,14 +160,14 @@ class Trainer:
                     raise SystemExit(EXIT_STATUS)
 
     def _optimizer_step(
-        self, batches: Generator[tuple[int, int, Any], None, None], window: LossWindow
+        self, batches: Generator[tuple[tuple[int, int], Any], None, None], window: LossWindow
     ) -> None:
         """One step of the optimiser, over as many batches as the accelerator accumulates."""
         accelerator, seed = self.accelerator, self.config.seed
         rank, device = accelerator.process_index, accelerator.device
         micro_steps = 0
         while True:
-            epoch, batch_in_epoch, batch = next(batches)
+            position, batch = next(batches)
             seed_micro_step(seed, self.step, micro_steps, rank, device)
             with accelerator.accumulate(self._prepared):
                 loss = self.loss(self._prepared, batch)
@@ -184,11 +194,11 @@ class Trainer:
             self._average.update(self.model)
         window.close(micro_steps, grad_norm)
         self.step += 1
-        self._epoch, self._batch = epoch, batch_in_epoch
+        self._position = position
 
-    def _batches(self) -> Generator[tuple[int, int, Any], None, None]:
-        """Yields for ever, from where the last step ended: epoch, batches of it so far, and the batch."""
-        epoch, count = self._epoch, self._batch
+    def _batches(self) -> Generator[tuple[tuple[int, int], Any], None, None]:
+        """Yields for ever, from where the last step ended: the position after a batch, and the batch."""
+        epoch, count = self._position
         while True:
             loader: Any = self._loader
             if count:
@@ -197,15 +207,22 @@ class Trainer:
             try:
                 for batch in loader:
                     count += 1
-                    yield epoch, count, batch
-            finally:
+                    yield (epoch + 1, 0) if loader.end_of_dataloader else (epoch, count), batch
+            except GeneratorExit:
                 loader.end()  # else accelerate goes on seeing a loader that was left half-way
+                raise
             if count == 0:
-                raise ValueError(
-                    "`loader` must yield at least one batch an epoch; it yielded none. Is the data set empty, or "
-                    "smaller than a batch with drop_last=True?"
-                )
+                raise ValueError(_EMPTY)
             epoch, count = epoch + 1, 0
+
+    @property
+    def _run(self) -> dict[str, Any]:
+        return describe_run(self.config, self.accelerator, self._batches_per_epoch)
+
+    def _progress_bar(self) -> "tqdm[Any]":
+        if not self.accelerator.is_main_process:
+            return tqdm(disable=True)  # else it is left to TQDM_DISABLE
+        return tqdm(total=self.config.steps, initial=self.step, unit="step")
 
     def _start_trackers(self) -> None:
         if self.accelerator.log_with and not self.accelerator.trackers:
@@ -213,20 +230,13 @@ class Trainer:
             plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings}
             self.accelerator.init_trackers("training", plain)
 
-    def _describe(self) -> dict[str, Any]:
-        try:
-            batches_per_epoch = len(self._loader)
-        except TypeError:  # a stream
-            batches_per_epoch = None
-        return describe_run(self.config, self.accelerator, batches_per_epoch)
-
     def _save(self, folder: Path) -> None:
         path = folder / f"step_{self.step:08d}"
-        position = {"step": self.step, "epoch": self._epoch, "batch": self._batch}
+        position = dict(zip(("step", "epoch", "batch"), (self.step, *self._position), strict=True))
         write_checkpoint(
             path,
             lambda partial: save_state(partial, self.model, self._average, self.accelerator),
-            position | self._describe(),
+            position | self._run,
             self.accelerator,
             self.config.keep,
         )
@@ -242,9 +252,10 @@ class Trainer:
                 f"`output_dir` must hold no checkpoints with resume=False; it has {path}. Choose another folder, or "
                 "delete this one."
             )
-        check_same_run(path, manifest, self._describe())
+        check_same_run(path, manifest, self._run)
         load_state(path, self.model, self._average, self.accelerator)
-        self.step, self._epoch, self._batch = (manifest[key] for key in ("step", "epoch", "batch"))
+        self.step = manifest["step"]
+        self._position = (manifest["epoch"], manifest["batch"])
         if self._average:
             self._average.updates = self.step
         self._checkpoint = path

@@ -1,6 +1,6 @@
 """Trains a little and kills itself at the moment that is named; started by test_resume.py.
 
-python killed.py OUTPUT_DIR write|manifest|rename|prune|sigterm|never
+python killed.py OUTPUT_DIR write|rename|prune|sigterm|never
 """
 
 import os
@@ -44,7 +44,6 @@ def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
 os.replace = fatal("rename", os.replace)
 shutil.rmtree = fatal("prune", shutil.rmtree)
 torch.save = fatal("write", torch.save)
-Path.write_text = fatal("manifest", Path.write_text)
 trainer = Trainer(
     nn.Linear(3, 3),
     loss,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
 from fm_ext.training import NonFiniteLossError, Trainer, TrainerConfig
 from fm_ext.training.randomness import seed_micro_step
@@ -379,8 +379,17 @@ def test_errors_of_accelerators(make_trainer, tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_an_empty_loader(make_trainer, drop_last) -> None:
-    data = pairs(3 if drop_last else 0)
-    trainer = make_trainer(loader=DataLoader(data, 4, drop_last=drop_last))
+    loader = DataLoader(pairs(3 if drop_last else 0), 4, drop_last=drop_last)
+    with pytest.raises(ValueError, match="`loader` must yield at least one batch an epoch"):
+        make_trainer(loader=loader)
+
+
+def test_an_empty_loader_of_unknown_length(make_trainer) -> None:
+    class Nothing(Sampler[int]):
+        def __iter__(self) -> Iterator[int]:
+            return iter(())
+
+    trainer = make_trainer(loader=DataLoader(pairs(8), 4, sampler=Nothing()))
     with pytest.raises(ValueError, match="`loader` must yield at least one batch an epoch"):
         trainer.fit()
 
