@@ -1,9 +1,8 @@
 """The training loop."""
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,17 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from fm_ext.training.accelerator import check_accelerator
+from fm_ext.training.batches import Position, batches_from, batches_per_epoch
 from fm_ext.training.checkpoint import find_checkpoint, write_checkpoint
 from fm_ext.training.config import TrainerConfig
 from fm_ext.training.ema import ExponentialMovingAverage
 from fm_ext.training.identity import check_same_run, describe_run
 from fm_ext.training.optimizer import make_optimizer
 from fm_ext.training.preemption import EXIT_STATUS, Preemption, shield_workers
-from fm_ext.training.randomness import seed_epoch, seed_micro_step
+from fm_ext.training.randomness import seed_micro_step
 from fm_ext.training.state import load_state, save_state
 from fm_ext.training.weights import bare
 from fm_ext.training.window import LossWindow
-
-_EMPTY = (
-    "`loader` must yield at least one batch an epoch; it yields none. Is the data set empty, or smaller than a batch "
-    "with drop_last=True?"
-)
 
 
 class Trainer:
@@ -80,7 +75,7 @@ class Trainer:
         self.config = config
         self.accelerator = accelerator
         self.step = 0
-        self._position = (0, 0)  # epoch, and batches of it that have gone into optimiser steps
+        self._position: Position = (0, 0)  # in the data, after the last optimiser step
         self._folder = None if config.output_dir is None else Path(config.output_dir)
         self._checkpoint: Path | None = None
         self._average: ExponentialMovingAverage | None = None
@@ -92,12 +87,7 @@ class Trainer:
             torch.default_generator.manual_seed(config.seed)  # accelerate's samplers remember it
             prepared: tuple[Any, ...] = accelerator.prepare(model, optimizer, loader)
         self._prepared, self._optimizer, self._loader = prepared
-        try:
-            self._batches_per_epoch = len(self._loader)
-        except TypeError:
-            self._batches_per_epoch = None  # a stream
-        if self._batches_per_epoch == 0:
-            raise ValueError(_EMPTY)
+        self._run = describe_run(config, accelerator, batches_per_epoch(self._loader))
         if self._average:
             self._average.restart(self.model)  # which is the same on all processes only now
 
@@ -134,10 +124,11 @@ class Trainer:
         self._prepared.train()
         self._prepared.zero_grad()
         accelerator.step = 0  # of gradient accumulation
+        walk = batches_from(self._position, self._loader, config.seed, accelerator)
         with (
             Preemption(accelerator, enabled=self._folder is not None) as preemption,
             self._progress_bar() as bar,
-            closing(self._batches()) as batches,
+            closing(walk) as batches,
         ):
             while self.step < config.steps:
                 self._optimizer_step(batches, window)
@@ -159,9 +150,7 @@ class Trainer:
                     accelerator.end_training()
                     raise SystemExit(EXIT_STATUS)
 
-    def _optimizer_step(
-        self, batches: Generator[tuple[tuple[int, int], Any], None, None], window: LossWindow
-    ) -> None:
+    def _optimizer_step(self, batches: Iterator[tuple[Position, Any]], window: LossWindow) -> None:
         """One step of the optimiser, over as many batches as the accelerator accumulates."""
         accelerator, seed = self.accelerator, self.config.seed
         rank, device = accelerator.process_index, accelerator.device
@@ -196,29 +185,6 @@ class Trainer:
         self.step += 1
         self._position = position
 
-    def _batches(self) -> Generator[tuple[tuple[int, int], Any], None, None]:
-        """Yields for ever, from where the last step ended: the position after a batch, and the batch."""
-        epoch, count = self._position
-        while True:
-            loader: Any = self._loader
-            if count:
-                loader = self.accelerator.skip_first_batches(loader, count)
-            seed_epoch(loader, self.config.seed, epoch, self.accelerator.device)
-            try:
-                for batch in loader:
-                    count += 1
-                    yield (epoch + 1, 0) if loader.end_of_dataloader else (epoch, count), batch
-            except GeneratorExit:
-                loader.end()  # else accelerate goes on seeing a loader that was left half-way
-                raise
-            if count == 0:
-                raise ValueError(_EMPTY)
-            epoch, count = epoch + 1, 0
-
-    @property
-    def _run(self) -> dict[str, Any]:
-        return describe_run(self.config, self.accelerator, self._batches_per_epoch)
-
     def _progress_bar(self) -> "tqdm[Any]":
         if not self.accelerator.is_main_process:
             return tqdm(disable=True)  # else it is left to TQDM_DISABLE
@@ -226,17 +192,17 @@ class Trainer:
 
     def _start_trackers(self) -> None:
         if self.accelerator.log_with and not self.accelerator.trackers:
-            settings = asdict(self.config).items()
+            settings = self._run["config"].items()
             plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings}
             self.accelerator.init_trackers("training", plain)
 
     def _save(self, folder: Path) -> None:
         path = folder / f"step_{self.step:08d}"
-        position = dict(zip(("step", "epoch", "batch"), (self.step, *self._position), strict=True))
+        epoch, batch = self._position
         write_checkpoint(
             path,
             lambda partial: save_state(partial, self.model, self._average, self.accelerator),
-            position | self._run,
+            {"step": self.step, "epoch": epoch, "batch": batch, **self._run},
             self.accelerator,
             self.config.keep,
         )
