@@ -48,7 +48,7 @@ def batches_from(
     """
     epoch, count = position
     while True:
-        part = accelerator.skip_first_batches(loader, count) if count else loader
+        part: Any = accelerator.skip_first_batches(loader, count) if count else loader
         seed_epoch(part, seed, epoch, accelerator.device)
         try:
             for batch in part:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import DataLoaderConfiguration
+from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -20,18 +22,17 @@ def equal(a: dict, b: dict) -> None:
 
 
 @pytest.mark.parametrize("seedable", [False, True])
-@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize(("accumulate", "across"), [(1, False), (4, False), (4, True)])
 def test_resumed_is_uninterrupted(
-    make_trainer, everything, keep_only, tmp_path, accumulate, seedable
+    make_trainer, everything, keep_only, tmp_path, accumulate, across, seedable
 ) -> None:
     """Bit for bit, from each step: in the middle and at the border of an epoch, after full and partial steps.
 
-    6 batches an epoch: with 4 accumulated, steps end after 4 and 6 of them.
+    6 batches an epoch: with 4 accumulated, steps end after 4 and 6 of them, or, across epochs, after 4, 2, 6.
     """
-    from accelerate import DataLoaderConfiguration
-
+    plugin = GradientAccumulationPlugin(num_steps=accumulate, sync_with_dataloader=not across)
     accelerator = {
-        "gradient_accumulation_steps": accumulate,
+        "gradient_accumulation_plugin": plugin,
         "dataloader_config": DataLoaderConfiguration(use_seedable_sampler=seedable),
     }
     settings = {"steps": 8, "warmup": 2, "keep": 99, "accelerator": accelerator}
