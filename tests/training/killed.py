@@ -48,10 +48,11 @@ def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
 os.replace = fatal("rename", os.replace)
 shutil.rmtree = fatal("prune", shutil.rmtree)
 torch.save = fatal("write", torch.save)
+workers: Any = {"num_workers": 2, "persistent_workers": True} if moment == "sigterm" else {}
 trainer = Trainer(
     nn.Linear(3, 3),
     loss,
-    DataLoader(data, 4, shuffle=True, num_workers=2 if moment == "sigterm" else 0),
+    DataLoader(data, 4, shuffle=True, **workers),
     TrainerConfig(steps=8, save_every=4, keep=1, output_dir=output_dir),
     Accelerator(cpu=True),
 )

@@ -159,7 +159,9 @@ def test_another_number_of_processes_is_refused(make_trainer, tmp_path) -> None:
         make_trainer(output_dir=tmp_path).fit()
 
 
-def test_an_interrupted_fit_goes_on_in_memory(make_trainer, everything) -> None:
+@pytest.mark.parametrize("call", [7, 8])
+def test_an_interrupted_fit_goes_on_in_memory(make_trainer, everything, call) -> None:
+    """Interrupted in the first and in the second of two accumulated batches."""
     whole = make_trainer(accelerator={"gradient_accumulation_steps": 2})
     whole.fit()
     trainer = make_trainer(accelerator={"gradient_accumulation_steps": 2})
@@ -167,7 +169,7 @@ def test_an_interrupted_fit_goes_on_in_memory(make_trainer, everything) -> None:
 
     def interrupted(model: nn.Module, batch: object) -> torch.Tensor:
         calls.append(1)
-        if len(calls) == 8:  # between the two batches of a step
+        if len(calls) == call:
             raise KeyboardInterrupt
         return loss(model, batch)
 
@@ -262,7 +264,9 @@ SCRIPT = Path(__file__).with_name("killed.py")
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, SCRIPT, *map(str, arguments)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command, env=env, capture_output=True, text=True, start_new_session=True)
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, start_new_session=True, timeout=120
+    )
 
 
 @pytest.mark.parametrize("moment", ["write", "rename", "prune"])
@@ -278,7 +282,7 @@ def test_a_kill_inside_a_save_leaves_a_usable_checkpoint(moment, tmp_path) -> No
 
 
 def test_sigterm_to_the_whole_job_spares_the_workers(tmp_path) -> None:
-    """Slurm signals every process of a job, those of the data loader too."""
+    """Slurm signals every process of a job, the data loader's too; these must still end with the main process."""
     preempted = run(tmp_path, "sigterm")
     assert preempted.returncode == 143, preempted.stderr
     assert latest_checkpoint(tmp_path)

@@ -277,7 +277,7 @@ def test_a_non_finite_loss_stops_the_run(make_trainer, tmp_path, where, save_eve
         return value + (model[0].weight * 0).sum().abs().sqrt()  # finite, its gradient is not
 
     trainer.loss = loss
-    kept = "step_00000004" if save_every else "there is no checkpoint"
+    kept = "step_00000004" if save_every else "no checkpoint was kept"
     with pytest.raises(NonFiniteLossError, match=f"the {where} is nan at step 6 .*{kept}") as error:
         trainer.fit()
     assert (error.value.step, error.value.process) == (6, 0)
