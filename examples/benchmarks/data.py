@@ -1,11 +1,12 @@
 """Images per second of `fm_ext.data` against HuggingFace's `with_transform` and a DataLoader.
 
     python examples/benchmarks/data.py               # the shipped data sets, a minute on a CPU
-    python examples/benchmarks/data.py --rounds 15 --workers 2
+    python examples/benchmarks/data.py --rounds 15
 
-Every way yields shuffled batches of float images in [-1, 1]. The ways take turns, so that a busy
-machine slows all of them alike; printed are medians of the ratios to "with_transform, torch", which
-decodes and converts image by image as HuggingFace's documentation shows.
+Every way yields shuffled batches of float images in [-1, 1], without workers. The ways take turns,
+so that a busy machine slows all of them alike; printed are medians of the ratios to
+"with_transform, torch", which decodes and converts image by image, as HuggingFace's documentation
+shows it.
 """
 
 import argparse
@@ -28,7 +29,6 @@ from fm_ext.data import image_loader
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--rounds", type=int, default=9)
 parser.add_argument("--batch-size", type=int, default=128)
-parser.add_argument("--workers", type=int, default=0, help="of every way that decodes as it goes")
 parser.add_argument("--seconds", type=float, default=0.3, help="of each way in each round")
 args = parser.parse_args()
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -44,8 +44,6 @@ def huggingface(data: datasets.Dataset, convert: Callable[[Any], Any]) -> DataLo
         batch_size=args.batch_size,
         shuffle=True,
         drop_last=True,
-        num_workers=args.workers,
-        persistent_workers=args.workers > 0,
     )
 
 
@@ -60,7 +58,7 @@ def ways(name: str, flip: bool) -> dict[str, DataLoader]:
         pixels = pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
         return pixels[..., ::-1].copy() if flip and np.random.rand() < 0.5 else pixels
 
-    ours: dict[str, Any] = dict(batch_size=args.batch_size, flip=flip, num_workers=args.workers)
+    ours: dict[str, Any] = dict(batch_size=args.batch_size, flip=flip, num_workers=0)
     return {
         "with_transform, torch": huggingface(data, compose),
         "with_transform, numpy": huggingface(data, by_numpy),
@@ -82,11 +80,11 @@ def rate(batches: Iterator[dict]) -> float:
 
 logging.disable(logging.INFO)
 datasets.disable_progress_bars()
-print(f"{torch.get_num_threads()} threads, {args.workers} workers, batches of {args.batch_size}")
+print(f"{torch.get_num_threads()} threads, batches of {args.batch_size}")
 print(f"{'data':<10}{'flip':<7}{'way':<26}{'images/s':>10}{'ratio':>8}")
 for name, flip in itertools.product(("mnist", "portraits"), (False, True)):
     batches = {way: endless(loader) for way, loader in ways(name, flip).items()}
-    for iterator in batches.values():  # warm up: workers started, files in memory
+    for iterator in batches.values():  # warm up: files in memory
         rate(iterator)
     rates: dict[str, list[float]] = {way: [] for way in batches}
     for _ in range(args.rounds):
