@@ -126,6 +126,8 @@ def _open(columns: Columns, row: Mapping[str, Any], number: int) -> PIL.Image.Im
         raise _error(columns, number, "is missing")
     try:
         return to_grey_or_rgb(columns.feature.decode_example(value))
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError, ...
         path = value.get("path") if isinstance(value, dict) else None
         file = f" ({path})" if path else ""

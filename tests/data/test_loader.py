@@ -8,6 +8,8 @@ from torch.utils.data import DataLoader
 
 from fm_ext.data import image_loader
 from fm_ext.data import loader as loader_module
+from fm_ext.data.memory import MemoryImageDataset
+from fm_ext.data.sampler import EpochSampler
 
 # How a data set is held, and by how many workers it is decoded.
 WAYS = {
@@ -102,6 +104,15 @@ def test_half_of_the_images_are_mirrored_anew_each_epoch(
     assert all(30 < sum(epoch.values()) < 70 for epoch in epochs)
     changes = sum(epochs[0][row] != epochs[1][row] for row in range(100))
     assert 30 < changes < 70
+
+
+def test_a_long_epoch_has_each_row_once() -> None:
+    rows = 150_000
+    images = torch.zeros(1, dtype=torch.uint8).expand(rows, 1, 1, 1)
+    sampler = EpochSampler(MemoryImageDataset(images, None), shuffle=True)
+    list(sampler)
+    second = np.array(list(sampler))
+    assert (second // rows == 1).all() and len(np.unique(second)) == rows == len(sampler)
 
 
 @pytest.mark.parametrize("flip", [False, True])
