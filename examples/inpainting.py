@@ -37,17 +37,18 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--dataset", default=DIGITS)
 parser.add_argument("--size", type=int, default=28)
 parser.add_argument("--mask", choices=MASKS, default="Hybrid", help="the masks of training")
-parser.add_argument("--steps", type=int, default=2 if SMOKE else 600)
+parser.add_argument("--steps", type=int, default=2 if SMOKE else 750)
 parser.add_argument("--batch-size", type=int, default=64)
 parser.add_argument("--lr", type=float, default=2e-3)
 parser.add_argument("--unet", type=json.loads, default={}, help="changes, '{\"channels\": 32}'")
 parser.add_argument("--output", type=Path, default=Path("outputs/inpainting"))
 args = parser.parse_args()
 
-# bfloat16 where the hardware has it; otherwise what `accelerate launch --mixed_precision` says.
-cpu = getattr(torch.cpu, "get_capabilities", dict)()
+cpu = getattr(torch.cpu, "get_capabilities", dict)()  # bfloat16 where the hardware has it
 native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu.get("avx512_bf16")
 accelerator = Accelerator(mixed_precision="bf16" if native else None)
+if accelerator.device.type == "cpu":  # `accelerate launch` gives a process one thread
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
 
 # ---- train ----------------------------------------------------------------------------------
 data = {"source": args.dataset, "size": args.size, "device": accelerator.device}
