@@ -1,0 +1,35 @@
+"""What schedulers, upstream's included, do not say about their own ends."""
+
+import torch
+from flow_matching.path.scheduler import ConvexScheduler, Scheduler
+from torch import Tensor
+
+from fm_ext.path.scheduler.precision import hold
+
+
+def time_at(scheduler: Scheduler, alpha: Tensor, sigma: Tensor) -> Tensor:
+    r"""The time in [0, 1] at which `scheduler` has the ratio `alpha : sigma`; the nearer end if it never has.
+
+    `snr_inverse`, right at ratios 0 and infinity, where upstream's returns NaN or -inf for all but one scheduler.
+    """
+    if isinstance(scheduler, ConvexScheduler):
+        return hold(scheduler.kappa_inverse(kappa=alpha / (alpha + sigma)))
+    inside = (alpha > 0) & (sigma > 0)
+    ratio = torch.where(inside, alpha, 1.0) / torch.where(inside, sigma, 1.0)
+    ends = torch.where(alpha > 0, 1.0, torch.zeros_like(ratio))
+    return hold(torch.where(inside, scheduler.snr_inverse(ratio), ends))
+
+
+def end_slope(scheduler: Scheduler) -> float:
+    r"""The limit of $-\sigma_t \dot\sigma_t$ at $t = 1$ if $\dot\sigma_1$ is infinite, else 0.
+
+    Where $\sigma_t \approx \sqrt{2 c\,(1 - t)}$ (every schedule with $\alpha^2 + \sigma^2 = 1$, $\sigma_1 = 0$ and
+    $\dot\alpha_1 = c > 0$) the derivative $\dot\sigma_1$ is $-\infty$ and this product is finite, $c$. Velocities and
+    scores need the product only. It is read 2^-30 before the end in float64, which is right to nine digits for any
+    scheduler, ours or not.
+    """
+    if bool(scheduler(torch.ones((), dtype=torch.float64)).d_sigma_t.isfinite()):
+        return 0.0
+    near = scheduler(1 - torch.tensor([1.0, 2.0], dtype=torch.float64) * 2.0**-30)
+    once, twice = (-near.sigma_t * near.d_sigma_t).tolist()
+    return 2 * once - twice
