@@ -28,7 +28,18 @@ def test_upstreams_tests_pass_with_our_classes(tmp_path, request):
     code += "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
     run = subprocess.run(
         # Imported by -c, from a folder without tests: `tests` must be the wheel's.
-        [sys.executable, "-c", code, "-q", "-p", "swap", "-p", "no:cacheprovider", "--pyargs", "tests.path"],
+        [
+            sys.executable,
+            "-c",
+            code,
+            "-q",
+            "-p",
+            "swap",
+            "-p",
+            "no:cacheprovider",
+            "--pyargs",
+            "tests.path",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
