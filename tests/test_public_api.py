@@ -41,9 +41,7 @@ def test_every_public_name_is_documented(room):
 
 
 def test_every_public_name_is_in_the_docs(request):
-    pages = "".join(
-        p.read_text() for p in (request.config.rootpath / "docs/content").glob("**/*.md")
-    )
+    pages = "".join(p.read_text() for p in (request.config.rootpath / "docs/content").glob("**/*.md"))
     for room, names in API.items():
         for name in names:
             assert f"::: {room}.{name}\n" in pages, f"{room}.{name} is on no page"
