@@ -1,0 +1,156 @@
+"""Our U-Net against torchcfm's and diffusers', of the same structure: training step and 50 Euler steps.
+
+    pip install torchcfm diffusers
+    python examples/benchmarks/unet.py                      # minutes on 2 CPU cores
+    python examples/benchmarks/unet.py --size 28 --rounds 5
+    python examples/benchmarks/unet.py --compile            # a GPU: eager and compiled, with peak memory
+
+The nets take turns, step by step, so that a busy machine slows all of them alike; printed are medians of the ratios to
+torchcfm in fp32. "same" is our net with the peers' levels, widths, blocks and attention; "preset" is what
+`UNet.preset` recommends, which attends at the lowest level only.
+"""
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fm_ext.models import UNet, UNetWrapper
+
+warnings.filterwarnings("ignore", category=FutureWarning)  # the peers'
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+parser.add_argument("--size", type=int, nargs="*", default=[28, 64], choices=[28, 64])
+parser.add_argument("--rounds", type=int, default=7)
+parser.add_argument("--batch-size", type=int, help="64 at 28 pixels and 16 at 64 if not given")
+parser.add_argument("--compile", action="store_true", help="compiled twins of every net too")
+args = parser.parse_args()
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def nets(size: int) -> dict[str, nn.Module]:
+    """The contestants as velocity models v(x, t) of one structure."""
+    from diffusers import UNet2DModel
+    from torchcfm.models.unet.unet import UNetModelWrapper
+
+    channels, mult, level = (1, (1, 2, 2), 0) if size == 28 else (3, (1, 2, 3, 4), 2)
+    down = ["DownBlock2D"] * len(mult)
+    up = ["UpBlock2D"] * len(mult)
+    down[level], up[-1 - level] = "AttnDownBlock2D", "AttnUpBlock2D"
+    theirs = UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=[32 * m for m in mult],
+        down_block_types=down,
+        up_block_types=up,
+        attention_head_dim=None,
+    )
+    same = UNet(
+        channels,
+        channels=32,
+        multipliers=mult,
+        attention=(level, len(mult) - 1),
+        head_channels=256,
+    )
+    for stage in [*same.down, *same.up]:  # at the lowest level the peers attend in the middle only
+        if isinstance(stage, nn.ModuleList) and stage[-1].__class__.__name__ == "Attention":
+            if stage[-1].qkv.in_channels != 32 * mult[level]:
+                del stage[-1]
+    torchcfm = UNetModelWrapper(dim=(channels, size, size), num_channels=32, num_res_blocks=1)
+    return {
+        "torchcfm": UNetWrapper(torchcfm),
+        "diffusers": UNetWrapper(theirs, time_scale=1000),
+        "ours, same": UNetWrapper(same),
+        "ours, preset": UNetWrapper(UNet.preset(size, channels, channels=32)),
+    }
+
+
+def training_step(net: nn.Module, x: Tensor, precision: torch.dtype) -> Callable[[], Any]:
+    """Forward, loss, backward and a fused AdamW step, on fresh noise."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        t = torch.rand(len(x), device=device)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            velocity = net(x=x + torch.randn_like(x), t=t)
+        (velocity.float() - x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def sampling(net: nn.Module, x: Tensor, precision: torch.dtype) -> Callable[[], Any]:
+    """50 Euler steps."""
+    times = torch.linspace(0, 1, 51, device=device)
+
+    @torch.no_grad()
+    def sample() -> None:
+        state = x
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            for t in times[:-1]:
+                state = state + net(x=state, t=t).float() / 50
+
+    return sample
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def race(calls: dict[str, Callable[[], Any]], rounds: int, unit: int, what: str) -> None:
+    """Prints each contestant's median ratio to the first one, which takes its turn in every round."""
+    peaks = {}
+    for name, call in calls.items():
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        call()
+        peaks[name] = torch.cuda.max_memory_allocated() / 1e6 if device.type == "cuda" else None
+        if device.type == "cuda":
+            call()
+    times = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(seconds(call))
+    first = times[next(iter(calls))]
+    print(f"\n{what}\n{'':<28}{'ratio':>8}{'images/s':>11}{'peak MB':>9}")
+    for name, values in times.items():
+        ratio = statistics.median(a / b for a, b in zip(first, values, strict=True))
+        peak = f"{peaks[name]:9.0f}" if peaks[name] else f"{'-':>9}"
+        print(f"{name:<28}{ratio:8.2f}{unit / statistics.median(values):11.1f}{peak}", flush=True)
+
+
+for size in args.size:
+    torch.manual_seed(0)
+    batch = args.batch_size or {28: 64, 64: 16}[size]
+    precisions = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    x = torch.randn(batch, 1 if size == 28 else 3, size, size, device=device)
+    built = {name: net.to(device) for name, net in nets(size).items()}
+    parameters = ", ".join(
+        f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in built.items()
+    )
+    print(
+        f"\n{size}x{size}, batch {batch}, {torch.get_num_threads()} threads, {device}; {parameters}"
+    )
+    if args.compile:
+        built |= {f"{name} compiled": torch.compile(net) for name, net in built.items()}
+    for title, make in (("training step", training_step), ("50 Euler steps", sampling)):
+        state = x if title == "training step" else x[:16]
+        calls = {
+            f"{name} {precision}": make(net, state, dtype)
+            for precision, dtype in precisions.items()
+            for name, net in built.items()
+        }
+        rounds = args.rounds if title == "training step" else max(2, args.rounds // 2)
+        race(calls, rounds, len(state), f"{title}, {size}x{size}, images {len(state)}")

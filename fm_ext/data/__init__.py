@@ -1,0 +1,6 @@
+"""HuggingFace data sets in, batches of tensors out."""
+
+from fm_ext.data.evaluation import load_images
+from fm_ext.data.loader import image_loader
+
+__all__ = ["image_loader", "load_images"]

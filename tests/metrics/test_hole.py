@@ -1,0 +1,51 @@
+"""Laws of the figures inside a hole."""
+
+import pytest
+import torch
+
+from fm_ext.metrics import hole_psnr, hole_ssim
+
+
+def case():
+    target = torch.rand(4, 3, 32, 32) * 2 - 1
+    mask = torch.zeros(4, 1, 32, 32, dtype=torch.bool)
+    mask[:, :, 8:20, 10:24] = True
+    return target, mask
+
+
+def test_psnr_is_its_formula_over_missing_pixels():
+    target, mask = case()
+    image = target + 0.1 * mask
+    torch.testing.assert_close(
+        hole_psnr(image, target, mask), 10 * torch.log10(torch.tensor(400.0))
+    )
+
+
+def test_known_pixels_do_not_count():
+    target, mask = case()
+    far = torch.zeros_like(mask)
+    far[:, :, 30:, :4] = True  # out of every window that is centred in the hole
+    image = target + 0.1 * mask
+    other = torch.where(far, -target, image)
+    torch.testing.assert_close(hole_psnr(other, target, mask), hole_psnr(image, target, mask))
+    torch.testing.assert_close(hole_ssim(other, target, mask), hole_ssim(image, target, mask))
+
+
+def test_truth_is_perfect():
+    target, mask = case()
+    assert hole_psnr(target, target, mask) == torch.inf
+    torch.testing.assert_close(hole_ssim(target, target, mask), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("metric", [hole_psnr, hole_ssim])
+def test_more_noise_is_worse(metric):
+    target, mask = case()
+    noise = torch.randn_like(target) * mask
+    values = torch.stack([metric(target + s * noise, target, mask) for s in (0.05, 0.1, 0.2, 0.4)])
+    assert values.diff().lt(0).all()
+
+
+def test_nothing_missing():
+    target, mask = case()
+    with pytest.raises(ValueError, match=r"`mask` must have missing pixels \(True\) to measure"):
+        hole_psnr(target, target, torch.zeros_like(mask))

@@ -1,0 +1,45 @@
+"""Every example runs, at the size that the environment variable FM_EXT_SMOKE makes small."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+def test_example(script, tmp_path):
+    environment = os.environ | {
+        "FM_EXT_SMOKE": "1",
+        "MPLBACKEND": "agg",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": str(ROOT),
+    }
+    run = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.search(r"\d", run.stdout), "an example ends by printing the numbers that matter"
+    assert list(tmp_path.glob("outputs/**/*.png")), "an example saves a picture"
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+def test_example_is_short(script):
+    assert len(script.read_text().splitlines()) <= 120
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("README.md"))))
+def test_readme_code_runs(number, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    exec(compile(blocks("README.md")[number], f"README.md block {number}", "exec"), {})

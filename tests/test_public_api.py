@@ -1,0 +1,40 @@
+"""The recorded public API: a name that goes or comes must be written here and in the CHANGELOG."""
+
+import importlib
+import inspect
+
+import pytest
+
+API = {
+    "fm_ext.data": ["image_loader", "load_images"],
+    "fm_ext.loss": ["velocity_loss"],
+    "fm_ext.mask": ["CenterBox", "FreeForm", "Hybrid", "Irregular", "Mask", "RandomBox"],
+    "fm_ext.metrics": ["hole_psnr", "hole_ssim"],
+    "fm_ext.models": ["MaskedVelocityModel", "SmallUNet", "UNet", "UNetWrapper"],
+    "fm_ext.path": ["MaskedDiscretePathSample", "MaskedPathSample", "MaskedProbPath"],
+    "fm_ext.training": [],
+}
+
+
+@pytest.mark.parametrize("room", API)
+def test_names_are_the_recorded_ones(room):
+    assert importlib.import_module(room).__all__ == API[room]
+
+
+@pytest.mark.parametrize("room", API)
+def test_every_public_name_is_documented(room):
+    module = importlib.import_module(room)
+    assert inspect.getdoc(module)
+    for name in API[room]:
+        thing = getattr(module, name)
+        assert inspect.getdoc(thing), name
+        for method, function in inspect.getmembers(thing, inspect.isfunction):
+            if not method.startswith("_") and function.__module__.startswith("fm_ext"):
+                assert inspect.getdoc(function), f"{name}.{method}"
+
+
+def test_every_public_name_is_in_the_docs(request):
+    pages = "".join(p.read_text() for p in (request.config.rootpath / "docs/content").glob("**/*.md"))
+    for room, names in API.items():
+        for name in names:
+            assert f"::: {room}.{name}\n" in pages, f"{room}.{name} is on no page"

@@ -1,0 +1,55 @@
+"""Trains a little and kills itself at the moment that is named; started by test_resume.py.
+
+python killed.py OUTPUT_DIR write|manifest|rename|prune|sigterm|never
+"""
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from fm_ext.training import Trainer, TrainerConfig
+
+output_dir, moment = sys.argv[1:]
+data = TensorDataset(torch.randn(32, 3, generator=torch.Generator().manual_seed(0)))
+
+
+def fatal(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Replaces a function by death, in the second save; "prune": while the first checkpoint is deleted."""
+
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        if trainer.step == 8 and (name != "prune" or "step_00000004" in str(args[0])):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    return replacement if name == moment else function
+
+
+def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+    if moment == "sigterm" and trainer.step == 5:
+        os.killpg(0, signal.SIGTERM)
+    return model(batch[0] + torch.randn_like(batch[0])).square().mean()
+
+
+os.replace = fatal("rename", os.replace)
+shutil.rmtree = fatal("prune", shutil.rmtree)
+torch.save = fatal("write", torch.save)
+Path.write_text = fatal("manifest", Path.write_text)
+trainer = Trainer(
+    nn.Linear(3, 3),
+    loss,
+    DataLoader(data, 4, shuffle=True, num_workers=2 if moment == "sigterm" else 0),
+    TrainerConfig(steps=8, save_every=4, keep=1, output_dir=output_dir),
+    Accelerator(cpu=True),
+)
+trainer.fit()

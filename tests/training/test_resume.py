@@ -1,0 +1,283 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fm_ext.training import latest_checkpoint
+
+DATA = TensorDataset(torch.randn(22, 3, generator=torch.Generator().manual_seed(2)))
+
+
+def equal(a: dict, b: dict) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("seedable", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_resumed_is_uninterrupted(
+    make_trainer, everything, keep_only, tmp_path, accumulate, seedable
+) -> None:
+    """Bit for bit, from each step: in the middle and at the border of an epoch, after full and partial steps.
+
+    6 batches an epoch: with 4 accumulated, steps end after 4 and 6 of them.
+    """
+    from accelerate import DataLoaderConfiguration
+
+    accelerator = {
+        "gradient_accumulation_steps": accumulate,
+        "dataloader_config": DataLoaderConfiguration(use_seedable_sampler=seedable),
+    }
+    settings = {"steps": 8, "warmup": 2, "keep": 99, "accelerator": accelerator}
+    whole = make_trainer(output_dir=tmp_path / "whole", save_every=1, **settings)
+    whole.fit()
+    expected = everything(whole)
+    for step in range(1, 8):
+        torch.rand(step)
+        folder = keep_only(tmp_path / "whole", tmp_path / str(step), step)
+        resumed = make_trainer(output_dir=folder, **settings)
+        resumed.fit()
+        equal(everything(resumed), expected)
+
+
+@pytest.mark.parametrize("kind", ["workers", "generator", "sequential"])
+def test_resumed_is_uninterrupted_for_other_loaders(
+    make_trainer, everything, keep_only, tmp_path, kind
+) -> None:
+    def loader() -> DataLoader:
+        return {
+            "workers": lambda: DataLoader(DATA, 4, shuffle=True, num_workers=1),
+            "generator": lambda: DataLoader(DATA, 4, shuffle=True, generator=torch.Generator()),
+            "sequential": lambda: DataLoader(DATA, 4, drop_last=True),
+        }[kind]()
+
+    whole = make_trainer(output_dir=tmp_path / "whole", save_every=1, keep=99, loader=loader())
+    whole.fit()
+    folder = keep_only(tmp_path / "whole", tmp_path / "part", 8)
+    resumed = make_trainer(output_dir=folder, loader=loader())
+    resumed.fit()
+    equal(everything(resumed), everything(whole))
+
+
+def test_images_of_fm_ext_data(make_trainer, everything, keep_only, tmp_path) -> None:
+    datasets = pytest.importorskip("datasets")
+    from PIL import Image
+
+    from fm_ext.data import image_loader
+
+    pixels = torch.randint(256, (22, 6, 6), dtype=torch.uint8).numpy()
+    data = datasets.Dataset.from_dict({"image": [Image.fromarray(p) for p in pixels]}).cast_column(
+        "image", datasets.Image()
+    )
+
+    def make(folder: Path, **settings) -> object:
+        return make_trainer(
+            model=nn.Linear(6, 6),
+            loss=lambda m, b: (m(b["image"]) - torch.randn_like(b["image"])).square().mean(),
+            loader=image_loader(data, batch_size=4, flip=True, in_memory=True),
+            output_dir=folder,
+            **settings,
+        )
+
+    whole = make(tmp_path / "whole", save_every=1, keep=99)
+    whole.fit()
+    resumed = make(keep_only(tmp_path / "whole", tmp_path / "part", 7))
+    resumed.fit()
+    equal(everything(resumed), everything(whole))
+
+
+def test_a_finished_run_is_loaded_and_not_trained(make_trainer, everything, tmp_path) -> None:
+    first = make_trainer(output_dir=tmp_path)
+    first.fit()
+    first.fit()
+    expected = everything(first)
+
+    def refuse(model: object, batch: object) -> torch.Tensor:
+        raise AssertionError("trained again")
+
+    again = make_trainer(output_dir=tmp_path, loss=refuse)
+    again.fit()
+    assert again.step == 10
+    equal(everything(again), expected)
+
+
+def test_more_steps_may_be_asked_for(make_trainer, everything, tmp_path) -> None:
+    """With a constant learning rate it is the longer run; with a decay, the new schedule from here on."""
+    whole = make_trainer(steps=14, decay="constant")
+    whole.fit()
+    make_trainer(steps=10, decay="constant", output_dir=tmp_path).fit()
+    longer = make_trainer(steps=14, decay="constant", output_dir=tmp_path, log_every=2, keep=1)
+    longer.fit()
+    equal(everything(longer), everything(whole))
+
+
+def test_the_schedule_of_a_longer_run(make_trainer, tmp_path) -> None:
+    make_trainer(steps=4, decay="linear", output_dir=tmp_path).fit()
+    longer = make_trainer(steps=8, decay="linear", output_dir=tmp_path, log_every=1)
+    rates = []
+    longer.accelerator.log = lambda values, step: rates.append(values["lr"])
+    longer.fit()
+    assert rates == pytest.approx([0.01 * (1 - k / 8) for k in range(4, 8)])
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"lr": 0.02}, "`lr` is 0.02, but .*step_00000010 was trained with 0.01.*load_weights"),
+        ({"seed": 1}, "`seed` is 1, but .* was trained with 0"),
+        ({"betas": (0.9, 0.9)}, r"`betas` is \[0.9, 0.9\]"),
+        ({"ema_decay": None}, "`ema_decay` is None"),
+        (
+            {"loader": DataLoader(DATA, 5, shuffle=True)},
+            "`batches_per_epoch` is 5, .* 6.*same data",
+        ),
+        ({"accelerator": {"gradient_accumulation_steps": 2}}, "`gradient_accumulation_steps` is 2"),
+        ({"accelerator": {"mixed_precision": "bf16"}}, "`mixed_precision` is bf16"),
+        ({"steps": 9}, "`steps` must be at least the 10 steps .*; got 9"),
+        ({"resume": False}, "`output_dir` must hold no checkpoints with resume=False; it has .*10"),
+        ({"model": nn.Linear(3, 3)}, "`model` must be built like the network that was trained"),
+    ],
+)
+def test_another_run_is_refused(make_trainer, tmp_path, changed, match) -> None:
+    make_trainer(output_dir=tmp_path).fit()
+    with pytest.raises(ValueError, match=match):
+        make_trainer(output_dir=tmp_path, **changed).fit()
+
+
+def test_another_number_of_processes_is_refused(make_trainer, tmp_path) -> None:
+    make_trainer(output_dir=tmp_path).fit()
+    manifest = latest_checkpoint(tmp_path) / "trainer.json"
+    manifest.write_text(manifest.read_text().replace('"processes": 1', '"processes": 4'))
+    with pytest.raises(ValueError, match=r"`processes` is 1, .*--num_processes 4"):
+        make_trainer(output_dir=tmp_path).fit()
+
+
+def test_an_interrupted_fit_goes_on_in_memory(make_trainer, everything) -> None:
+    whole = make_trainer(accelerator={"gradient_accumulation_steps": 2})
+    whole.fit()
+    trainer = make_trainer(accelerator={"gradient_accumulation_steps": 2})
+    loss, calls = trainer.loss, []
+
+    def interrupted(model: nn.Module, batch: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 8:  # between the two batches of a step
+            raise KeyboardInterrupt
+        return loss(model, batch)
+
+    trainer.loss = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    # A dropped forward pass leaves its mark in the batch norm's running mean; nothing else does.
+    trainer.fit()
+    mine, theirs = everything(trainer), everything(whole)
+    for name in mine:
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(mine[name], theirs[name]), name
+
+
+def terminate_at(trainer, step: int) -> None:
+    loss = trainer.loss
+
+    def terminated(model: nn.Module, batch: object) -> torch.Tensor:
+        if trainer.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(model, batch)
+
+    trainer.loss = terminated
+
+
+def test_sigterm_saves_and_exits(make_trainer, everything, tmp_path, capsys) -> None:
+    whole = make_trainer()
+    whole.fit()
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append("outer"))
+    try:
+        trainer = make_trainer(output_dir=tmp_path)
+        terminate_at(trainer, 4)
+        with pytest.raises(SystemExit) as exit_:
+            trainer.fit()
+        assert exit_.value.code == 143
+        assert latest_checkpoint(tmp_path) == tmp_path / "step_00000005"
+        assert "SIGTERM: saved" in capsys.readouterr().out
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert received == ["outer"], "the previous handler is back"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    resumed = make_trainer(output_dir=tmp_path)
+    resumed.fit()
+    equal(everything(resumed), everything(whole))
+
+
+def test_sigterm_in_the_last_step_is_not_swallowed(make_trainer, tmp_path) -> None:
+    trainer = make_trainer(output_dir=tmp_path)
+    terminate_at(trainer, 9)
+    with pytest.raises(SystemExit):
+        trainer.fit()
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_00000010"
+
+
+def test_a_signal_too_late_is_sent_again(make_trainer, tmp_path, monkeypatch) -> None:
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append(1))
+    try:
+        trainer = make_trainer(output_dir=tmp_path)
+        save = trainer._save
+
+        def late(folder: Path) -> None:
+            save(folder)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(trainer, "_save", late)
+        trainer.fit()
+        assert received == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_no_handler_without_a_folder_or_outside_the_main_thread(make_trainer, tmp_path) -> None:
+    seen = []
+
+    def look(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+        seen.append(signal.getsignal(signal.SIGTERM))
+        return model(batch[0]).square().mean()
+
+    make_trainer(loss=look).fit()
+    thread = threading.Thread(target=make_trainer(loss=look, output_dir=tmp_path).fit)
+    thread.start()
+    thread.join()
+    assert set(seen) == {signal.getsignal(signal.SIGTERM)}
+    assert latest_checkpoint(tmp_path), "it trained all the same"
+
+
+SCRIPT = Path(__file__).with_name("killed.py")
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, SCRIPT, *map(str, arguments)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, env=env, capture_output=True, text=True, start_new_session=True)
+
+
+@pytest.mark.parametrize("moment", ["write", "manifest", "rename", "prune"])
+def test_a_kill_inside_a_save_leaves_a_usable_checkpoint(moment, tmp_path) -> None:
+    """`killed.py` trains 8 steps, saves at 4 and 8 and kills itself (-9) in the second save."""
+    killed = run(tmp_path, moment)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    newest = latest_checkpoint(tmp_path)
+    assert newest and newest.name == ("step_00000008" if moment == "prune" else "step_00000004")
+    if moment == "rename":
+        assert run(tmp_path, "never").returncode == 0
+        assert [path.name for path in tmp_path.iterdir()] == ["step_00000008"], "no leftovers"
+
+
+def test_sigterm_to_the_whole_job_spares_the_workers(tmp_path) -> None:
+    """Slurm signals every process of a job, those of the data loader too."""
+    preempted = run(tmp_path, "sigterm")
+    assert preempted.returncode == 143, preempted.stderr
+    assert latest_checkpoint(tmp_path)
