@@ -4,7 +4,7 @@ import torch
 from flow_matching.path.scheduler import ConvexScheduler, Scheduler
 from torch import Tensor
 
-from fm_ext.path.scheduler.precision import hold
+from fm_ext.path.scheduler.precision import double, hold
 
 
 def time_at(scheduler: Scheduler, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -20,16 +20,15 @@ def time_at(scheduler: Scheduler, alpha: Tensor, sigma: Tensor) -> Tensor:
     return hold(torch.where(inside, scheduler.snr_inverse(ratio), ends))
 
 
-def end_slope(scheduler: Scheduler) -> float:
-    r"""The limit of $-\sigma_t \dot\sigma_t$ at $t = 1$ if $\dot\sigma_1$ is infinite, else 0.
+def end_slope(scheduler: Scheduler, device: torch.device | str = "cpu") -> Tensor:
+    r"""The limit of $-\sigma_t \dot\sigma_t$ at $t = 1$, a 0-d tensor.
 
     Where $\sigma_t \approx \sqrt{2 c\,(1 - t)}$ (every schedule with $\alpha^2 + \sigma^2 = 1$, $\sigma_1 = 0$ and
-    $\dot\alpha_1 = c > 0$) the derivative $\dot\sigma_1$ is $-\infty$ and this product is finite, $c$. Velocities and
-    scores need the product only. It is read 2^-30 before the end in float64, which is right to nine digits for any
-    scheduler, ours or not.
+    $\dot\alpha_1 = c > 0$) the derivative $\dot\sigma_1$ is $-\infty$ and this product is finite, $c$; velocities and
+    scores need the product only. It is extrapolated in float64 from 2^-29 and 2^-30 before the end, which is right to
+    nine digits for any scheduler, ours or not.
     """
-    if bool(scheduler(torch.ones((), dtype=torch.float64)).d_sigma_t.isfinite()):
-        return 0.0
-    near = scheduler(1 - torch.tensor([1.0, 2.0], dtype=torch.float64) * 2.0**-30)
-    once, twice = (-near.sigma_t * near.d_sigma_t).tolist()
+    steps = double(torch.tensor([1.0, 2.0], device=device))
+    near = scheduler(1 - steps * (2.0**-30 if steps.dtype == torch.float64 else 2.0**-12))
+    once, twice = (-near.sigma_t * near.d_sigma_t).unbind()
     return 2 * once - twice

@@ -26,7 +26,7 @@ def double(value: Tensor) -> Tensor:
 
 def hold(t: Tensor) -> Tensor:
     """`t` in [0, 1], and the nearer end outside; unlike `clamp`, it has slope 1 at the ends too."""
-    return torch.where(t < 0, 0.0, torch.where(t > 1, 1.0, t))
+    return t.masked_fill(t < 0, 0.0).masked_fill(t > 1, 1.0)
 
 
 def outside(t: Tensor) -> Tensor:
@@ -36,6 +36,8 @@ def outside(t: Tensor) -> Tensor:
 
 def cast(output: SchedulerOutput, dtype: torch.dtype) -> SchedulerOutput:
     """`output` with its four values in `dtype`."""
+    if output.alpha_t.dtype == dtype:
+        return output
     return SchedulerOutput(
         alpha_t=output.alpha_t.to(dtype),
         sigma_t=output.sigma_t.to(dtype),

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from flow_matching.path.scheduler import ConvexScheduler, Scheduler, SchedulerOutput
 from jaxtyping import Float
 from torch import Tensor
@@ -70,8 +69,8 @@ class ShiftedScheduler(Scheduler):
         output = SchedulerOutput(
             alpha_t=inner.alpha_t,
             sigma_t=inner.sigma_t,
-            d_alpha_t=torch.where(outside(time), 0.0, inner.d_alpha_t * speed),
-            d_sigma_t=torch.where(outside(time), 0.0, inner.d_sigma_t * speed),
+            d_alpha_t=(inner.d_alpha_t * speed).masked_fill(outside(time), 0.0),
+            d_sigma_t=(inner.d_sigma_t * speed).masked_fill(outside(time), 0.0),
         )
         return cast(output, t.dtype)
 

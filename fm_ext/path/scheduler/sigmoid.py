@@ -50,7 +50,7 @@ class SigmoidScheduler(ConvexScheduler):
         sigma = torch.where(rise < rest, 1 - rise, rest)
         slope = length / 2 * math.cosh(self.start / 2) * math.cosh(self.end / 2)
         slope = slope * math.sinh(length / 2) / cosh**2
-        slope = torch.where(outside(time), 0.0, slope)
+        slope = slope.masked_fill(outside(time), 0.0)
         return cast(SchedulerOutput(alpha, sigma, slope, -slope), t.dtype)
 
     def kappa_inverse(self, kappa: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -41,12 +41,12 @@ class VariancePreservingScheduler(Scheduler):
         """Values and derivatives at times of any shape."""
         time = single(t)
         sin, cos, rate = self.angle(hold(time))
-        d_alpha = torch.where(cos == 0, self.end_slope, cos * rate)
+        held = outside(time)
         output = SchedulerOutput(
             alpha_t=sin,
             sigma_t=cos,
-            d_alpha_t=torch.where(outside(time), 0.0, d_alpha),
-            d_sigma_t=torch.where(outside(time), 0.0, -sin * rate),
+            d_alpha_t=(cos * rate).masked_fill(cos == 0, self.end_slope).masked_fill(held, 0.0),
+            d_sigma_t=(-sin * rate).masked_fill(held, 0.0),
         )
         return cast(output, t.dtype)
 

@@ -192,10 +192,11 @@ def test_time_at_repairs_the_inverse_at_both_ends(case, make):
 def test_end_slope_is_the_slope_of_alpha_where_sigma_has_none(case, make):
     scheduler = make(case)
     end = scheduler(torch.tensor(1.0, dtype=torch.float64))
-    singular = not bool(end.d_sigma_t.isfinite())
-    assert end_slope(scheduler) == pytest.approx(end.d_alpha_t.item() if singular else 0, rel=1e-7)
+    singular = bool(end.d_sigma_t.isinf())
+    want = end.d_alpha_t if singular else -end.sigma_t * end.d_sigma_t
+    assert_close(end_slope(scheduler), want, rtol=1e-9, atol=1e-9)
     if isinstance(scheduler, VariancePreservingScheduler):
-        assert scheduler.end_slope == pytest.approx(end_slope(scheduler), rel=1e-7)
+        assert_close(scheduler.end_slope, want.item() if singular else 0.0)
 
 
 def test_shift_of_what_is_no_scheduler(untyped):
