@@ -96,9 +96,9 @@ def _error(
 ) -> tuple[Tensor, Tensor | None]:
     """The error of the prediction, and the factor that makes it one in `space`; None for 1."""
     source, target = quantity("prediction", prediction), quantity("space", space)
-    truth = {"target": sample.x_1, "velocity": sample.dx_t}.get(source, sample.x_0)
-    if source == target != "score":
-        return output - truth.to(output.dtype), None
+    truth = {"target": sample.x_1, "epsilon": sample.x_0, "velocity": sample.dx_t}
+    if source == target and source in truth:
+        return output - truth[source].to(output.dtype), None
     if scheduler is None:
         raise ValueError(
             f"`scheduler` is needed for `prediction` = {prediction!r} with `space` = {space!r}: give the path's, "
@@ -107,7 +107,9 @@ def _error(
     if source == "score":  # infinite at the data; -sigma * score is epsilon, and is not
         sigma = scheduler(sample.t).sigma_t.to(output.dtype)
         output, source = -sigma.view(time_shape(sigma, output)) * output, "epsilon"
+    error = output - truth[source].to(output.dtype)
+    if source == target:
+        return error, None
     times = regular_times(scheduler, source, target, (t_eps, t_eps))
     held = sample.t.to(torch.promote_types(sample.t.dtype, torch.float32)).clamp(*times)
-    factor = coefficients(scheduler, source, target, held, torch.finfo(torch.float32).eps)[1]
-    return output - truth.to(output.dtype), factor
+    return error, coefficients(scheduler, source, target, held, torch.finfo(torch.float32).eps)[1]

@@ -29,7 +29,7 @@ class PredictionVelocityModel(ModelWrapper):
     "epsilon" and "x_0" are one formula. They part when the source is not that Gaussian: a network trained to find the
     noise in `sketch + 0.1 * noise` predicts neither.
 
-    At an end that the table names, the prediction does not determine the velocity: the formula is 0/0. Closer to it than
+    At an end that the table names the prediction does not determine the velocity: the formula is 0/0. Nearer to it than
     `t_eps`, and outside [0, 1], where adaptive methods look too, the velocity is that of the nearest time inside,
     network and schedule alike. If the velocity is smooth in time this makes it wrong by the order of `t_eps`, there
     only; a prediction that is wrong by $e$ makes it wrong by $e\,/\,$`t_eps`, which decides for trained networks. Every

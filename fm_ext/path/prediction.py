@@ -35,16 +35,20 @@ def regular_times(
     on the way to it.
 
     Raises:
-        ValueError: unless both `t_eps` lie in (0, 0.5).
+        ValueError: unless both `t_eps` lie in (0, 0.5) and keep enough distance.
     """
     if not all(0 < eps < 0.5 for eps in t_eps):
         raise ValueError(f"`t_eps` must lie in (0, 0.5); got {t_eps}.")
     if source == target:
         return 0.0, 1.0
     near = torch.cat([2.0 ** -torch.arange(100, dtype=torch.float64), torch.zeros(1)])
+    times = torch.stack([t_eps[0] * near, 1 - t_eps[1] * near])
     rounding = torch.finfo(torch.float32).eps
-    first, last = (
-        bool(coefficients(scheduler, source, target, times, rounding)[0].isfinite().all())
-        for times in (t_eps[0] * near, 1 - t_eps[1] * near)
-    )
+    exists = coefficients(scheduler, source, target, times, rounding)[0].isfinite()
+    if not bool(exists[:, 0].all()):
+        raise ValueError(
+            f"`t_eps` = {t_eps} is too small for {scheduler}: in float32 `x_t` is still all {source} or none, "
+            f"and does not determine the {target}."
+        )
+    first, last = exists.all(dim=1).tolist()
     return 0.0 if first else t_eps[0], 1.0 if last else 1 - t_eps[1]
