@@ -9,6 +9,7 @@ from fm_ext.path.scheduler.registry import (
 )
 from fm_ext.path.scheduler.shifted import ShiftedScheduler
 from fm_ext.path.scheduler.sigmoid import SigmoidScheduler
+from fm_ext.path.scheduler.transform import ScheduleTransformedModel
 from fm_ext.path.scheduler.variance_exploding import (
     EDMScheduler,
     VarianceExplodingScheduler,
@@ -28,6 +29,7 @@ __all__ = [
     "EDMScheduler",
     "IDDPMCosineScheduler",
     "LinearVPScheduler",
+    "ScheduleTransformedModel",
     "ShiftedScheduler",
     "SigmoidScheduler",
     "VEScheduler",
