@@ -85,7 +85,12 @@ class PredictionVelocityModel(ModelWrapper):
         return self._convert("velocity", value, x, t)
 
     def ends(
-        self, x: Float[Tensor, " batch *dim"], t: Float[Tensor, "..."], **extras: object
+        self,
+        x: Float[Tensor, " batch *dim"],
+        t: Float[Tensor, "..."],
+        *,
+        dtype: torch.dtype | None = None,
+        **extras: object,
     ) -> tuple[Float[Tensor, " batch *dim"], Float[Tensor, " batch *dim"]]:
         r"""Returns both expected ends, $E[X_0 \mid X_t = x]$ and $E[X_1 \mid X_t = x]$, by one evaluation.
 
@@ -95,12 +100,14 @@ class PredictionVelocityModel(ModelWrapper):
         Args:
             x: the state.
             t: times, as for `forward`; below 1 for "x_1", which does not determine $\hat x_0$ at the data.
+            dtype: what the network gets `x` in, where that is less than `x` has.
             **extras: handed to the network.
 
         Raises:
             ValueError: if the network's answer has not the shape of `x`, or does not determine $\hat x_0$.
         """
-        value, held = self._predict(x, t, self.end_times, extras)
+        value, held = self._predict(x.to(dtype or x.dtype), t, self.end_times, extras)
+        value = value.to(x.dtype)
         x_0, x_1 = (
             self._convert("epsilon", value, x, held),
             self._convert("target", value, x, held),

@@ -85,7 +85,9 @@ def test_it_is_the_loss_of_the_velocity_model(prediction):
 
 def test_weight_of_the_data_on_the_straight_path():
     sample = draw(
-        CondOTScheduler(), t=torch.tensor([0.0, 0.5, 0.75, 0.95, 0.99, 1.0]).double(), shape=(6, 2)
+        CondOTScheduler(),
+        t=torch.tensor([0.0, 0.5, 0.75, 0.95, 0.99, 1.0], dtype=torch.float64),
+        shape=(6, 2),
     )
     output = sample.x_1 + 1
     factors = velocity_loss(
