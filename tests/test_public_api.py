@@ -12,7 +12,14 @@ API = {
     "fm_ext.metrics": ["hole_psnr", "hole_ssim"],
     "fm_ext.models": ["MaskedVelocityModel", "SmallUNet", "UNet", "UNetWrapper"],
     "fm_ext.path": ["MaskedDiscretePathSample", "MaskedPathSample", "MaskedProbPath"],
-    "fm_ext.training": [],
+    "fm_ext.training": [
+        "ExponentialMovingAverage",
+        "NonFiniteLossError",
+        "Trainer",
+        "TrainerConfig",
+        "latest_checkpoint",
+        "load_weights",
+    ],
 }
 
 

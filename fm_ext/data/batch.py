@@ -42,25 +42,25 @@ def decode_batch(
         replace: given the number of a row and why it cannot be used, another row and its number;
             None raises the error.
     """
-    images = torch.empty((len(rows), *decoder.shape), dtype=torch.uint8)
-    labels = torch.empty(len(rows), dtype=torch.int64)
-    places = np.full((len(rows), 2), 0.5)
+    images = np.empty((len(rows), *decoder.shape), np.uint8)
+    labels = np.empty(len(rows), np.int64)
+    places = np.full(len(rows), 0.5)
     if decoder.crop == "random":
-        places = np.stack([uniform(seed, epoch, row, draw=draw) for draw in (1, 2)], axis=1)
+        places = uniform(seed, epoch, row, draw=1)
     for k, values in enumerate(rows):
         number = int(row[k])
         while True:
             try:
-                images[k], labels[k] = decoder(values, number, (places[k, 0], places[k, 1]))
+                images[k], labels[k] = decoder(values, number, places[k])
                 break
             except RowError as error:
                 if replace is None:
                     raise
                 values, number = replace(number, error)
     if flip:
-        mirrored = torch.from_numpy(flips(seed, epoch, row))
-        images[mirrored] = images[mirrored].flip(-1)
-    batch = {"image": to_float(images)}
+        mirrored = flips(seed, epoch, row)
+        images[mirrored] = images[mirrored, ..., ::-1]
+    batch = {"image": to_float(torch.from_numpy(images))}
     if decoder.columns.label is not None:
-        batch["label"] = labels
+        batch["label"] = torch.from_numpy(labels)
     return batch

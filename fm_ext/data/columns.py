@@ -5,6 +5,8 @@ from typing import Literal
 
 import datasets
 
+_NUMBERS = ("int", "uint", "bool")
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -37,7 +39,7 @@ def find_columns(
     Args:
         features: the feature types of the data set.
         image_column: its name, where there are several image columns.
-        label_column: its name, where there are several or where it is an integer column; False
+        label_column: its name, where there are several or where it is of type integer or bool; False
             reads no labels.
 
     Raises:
@@ -78,9 +80,13 @@ def _pick(
     if name not in features:
         raise ValueError(f"`{argument}` must be one of the columns {listing}; got {name!r}.")
     feature = features[name]
-    integer = isinstance(feature, datasets.Value) and ("int" in feature.dtype)
+    integer = isinstance(feature, datasets.Value) and feature.dtype.startswith(
+        ("int", "uint", "bool")
+    )
     if not isinstance(feature, kind) and not (kind is datasets.ClassLabel and integer):
-        wanted = "datasets.Image" if kind is datasets.Image else "datasets.ClassLabel or an integer"
+        wanted = (
+            "datasets.Image" if kind is datasets.Image else "datasets.ClassLabel, integer or bool"
+        )
         raise ValueError(
             f"`{argument}` must be of type {wanted}, got {name!r} of type {feature} among the "
             f"columns {listing}. Fix: `source.cast_column({name!r}, ...)`."

@@ -27,6 +27,12 @@ SHUFFLE_BUFFER = 1000
 """Rows of a stream, still encoded, among which the next one is drawn."""
 
 
+class ImageLoader(DataLoader[dict[str, Tensor]]):
+    """A DataLoader that says of what kind its data set is."""
+
+    dataset: ImageDataset  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
 def image_loader(
     source: Source,
     *,
@@ -46,7 +52,7 @@ def image_loader(
     num_workers: int | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     streaming: bool = False,
-) -> DataLoader[dict[str, Tensor]]:
+) -> ImageLoader:
     """A loader of batches `{"image": ..., "label": ...}` from any HuggingFace image data set.
 
     `image` is float32 in [-1, 1], `(batch, channel, height, width)`; `label` is int64 `(batch,)`
@@ -80,12 +86,14 @@ def image_loader(
             in memory, which are cropped but once.
         image_column: name of the image column, where there are several.
         label_column: name of the label column, where there are several of type `ClassLabel` or
-            where it is of another integer type; False reads no labels.
+            where it is of type integer or bool; False reads no labels.
         in_memory: whether all images are decoded once, to uint8, and kept; "auto": if this takes
-            at most `MEMORY_LIMIT`, 1 GiB (twice the pixels with `flip`), and on a GPU at most a
-            quarter of its free memory. Each process keeps its own copy.
+            at most `MEMORY_LIMIT`, 1 GiB (twice the pixels with `flip`). Each process keeps its
+            own copy.
         device: where images in memory are kept, and so where their batches are: pass
-            `accelerator.device`. Batches of images that are not in memory are on the CPU.
+            `accelerator.device`. A GPU keeps them if they take at most a quarter of its free
+            memory; otherwise they stay on the host, and a warning is logged. Batches of images
+            that are not in memory are on the CPU.
         num_workers: processes that decode images that are not in memory; None: as many as there
             are cores for this process, at most 8. Images in memory need none.
         on_error: "raise", or "skip" rows that cannot be used (an unreadable image, a missing
@@ -182,8 +190,8 @@ def _loader(
     batch_size: int,
     drop_last: bool,
     workers: int,
-) -> DataLoader[dict[str, Tensor]]:
-    return DataLoader(
+) -> ImageLoader:
+    return ImageLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,

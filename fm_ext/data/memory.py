@@ -1,6 +1,7 @@
 """Data sets decoded once and kept as uint8."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -99,8 +100,8 @@ def decode_rows(
         ValueError: not one row could be decoded.
     """
     started = time.perf_counter()
-    images = torch.empty((len(rows), *decoder.shape), dtype=torch.uint8)
-    labels = torch.empty(len(rows), dtype=torch.int64)
+    images = np.empty((len(rows), *decoder.shape), np.uint8)
+    labels = np.empty(len(rows), np.int64)
 
     def decode(start: int) -> list[tuple[int, RowError]]:
         failed = []
@@ -117,7 +118,7 @@ def decode_rows(
         return failed
 
     # A thread pays for itself only where decoding outweighs the interpreter's lock.
-    threads = available_cores() if images[0].numel() >= 64 * 64 else 1
+    threads = available_cores() if math.prod(decoder.shape) >= 64 * 64 else 1
     pool = ThreadPoolExecutor(threads)
     bar = tqdm(total=len(rows), desc="Decoding", unit=" images", delay=3, leave=False)
     failed: list[tuple[int, RowError]] = []
@@ -135,16 +136,16 @@ def decode_rows(
             f"{len(failed)} of {len(rows)} rows cannot be used, first: {failed[0][1]}",
             "they are left out",
         )
-        good = torch.ones(len(rows), dtype=torch.bool)
-        good[[k for k, _ in failed]] = False
-        images, labels = images[good], labels[good]
+        places = [k for k, _ in failed]
+        images, labels = np.delete(images, places, axis=0), np.delete(labels, places)
     logger.info(
         "%d images of %dx%dx%d decoded into memory: %.1f MB in %.2f s",
         *images.shape,
         images.nbytes / 1e6,
         time.perf_counter() - started,
     )
-    return images, labels if decoder.columns.label is not None else None, len(failed)
+    labelled = decoder.columns.label is not None
+    return torch.from_numpy(images), torch.from_numpy(labels) if labelled else None, len(failed)
 
 
 def available_cores() -> int:

@@ -48,7 +48,7 @@ def fit(
     image: UInt8[Tensor, "channel _ _"],
     size: tuple[int, int],
     crop: Crop,
-    place: tuple[float, float] = (0.5, 0.5),
+    place: float = 0.5,
 ) -> UInt8[Tensor, "channel height width"]:
     """Resize to `size`, bicubic with antialiasing.
 
@@ -57,7 +57,8 @@ def fit(
         size: height and width in pixels.
         crop: "center" and "random" keep the aspect ratio: the image is scaled until it just covers
             `size`, and a window of that size is cut at `place`. None squeezes.
-        place: where the window lies, from (0, 0), top left, to just below (1, 1), bottom right.
+        place: where the window lies along the longer side, from 0, the top or the left, to just
+            below 1, the bottom or the right.
     """
     height, width = image.shape[-2:]
     scaled = size
@@ -69,7 +70,7 @@ def fit(
             image, list(scaled), interpolation=InterpolationMode.BICUBIC, antialias=True
         )
     top, left = (
-        int(at * (large - small + 1)) for at, large, small in zip(place, scaled, size, strict=True)
+        int(place * (large - small + 1)) for large, small in zip(scaled, size, strict=True)
     )
     return functional.crop(image, top, left, *size)
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import PIL.Image
+import torch
 from jaxtyping import UInt8
-from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from fm_ext.data.columns import Columns
 from fm_ext.data.pixels import Crop, fit, to_grey_or_rgb
@@ -39,8 +39,8 @@ class RowDecoder:
     crop: Crop
 
     def __call__(
-        self, row: Mapping[str, Any], number: int, place: tuple[float, float] = (0.5, 0.5)
-    ) -> tuple[UInt8[Tensor, "channel height width"], int]:
+        self, row: Mapping[str, Any], number: int, place: float = 0.5
+    ) -> tuple[UInt8[np.ndarray, "channel height width"], int]:
         """Pixels and label (0 where no label is read) of a row.
 
         Args:
@@ -53,23 +53,25 @@ class RowDecoder:
                 `shape` where these are not converted, a missing label.
         """
         picture = _open(self.columns, row, number)
-        channels, *size = self.shape
+        channels, size = self.shape[0], self.shape[1:]
         if channels == 1 and picture.mode == "RGB" and not self.convert:
             raise _error(
                 self.columns,
                 number,
                 "is RGB in a data set whose first image is grey. Fix: `channels=1` or `channels=3`",
             )
-        image = functional.pil_to_tensor(picture.convert("L" if channels == 1 else "RGB"))
-        if list(image.shape[-2:]) != size:
+        mode = "L" if channels == 1 else "RGB"
+        image = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+        image = image[None] if channels == 1 else image.transpose(2, 0, 1)
+        if image.shape[1:] != size:
             if not self.resize:
                 raise _error(
                     self.columns,
                     number,
-                    f"is {image.shape[-2]}x{image.shape[-1]} pixels in a data set whose first "
+                    f"is {image.shape[1]}x{image.shape[2]} pixels in a data set whose first "
                     f"image is {size[0]}x{size[1]}. Fix: `size=`",
                 )
-            image = fit(image, (size[0], size[1]), self.crop, place)
+            image = fit(torch.from_numpy(np.array(image)), size, self.crop, place).numpy()
         if self.columns.label is None:
             return image, 0
         label = row[self.columns.label]
@@ -124,6 +126,8 @@ def _open(columns: Columns, row: Mapping[str, Any], number: int) -> PIL.Image.Im
         raise _error(columns, number, "is missing")
     try:
         return to_grey_or_rgb(columns.feature.decode_example(value))
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, EOFError, ...
         path = value.get("path") if isinstance(value, dict) else None
         file = f" ({path})" if path else ""

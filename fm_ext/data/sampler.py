@@ -7,6 +7,8 @@ from torch.utils.data import Sampler
 
 from fm_ext.data.dataset import ImageDataset
 
+_CHUNK = 2**16  # rows turned into Python's integers at a time
+
 
 class EpochSampler(Sampler[int]):
     """Every row once an epoch, in an order that is a function of (seed, epoch) alone.
@@ -36,4 +38,5 @@ class EpochSampler(Sampler[int]):
         order = np.arange(rows)
         if self.shuffle:
             order = np.random.default_rng((self.dataset.seed, epoch)).permutation(rows)
-        yield from (order + epoch * rows).tolist()
+        for start in range(0, rows, _CHUNK):
+            yield from (order[start : start + _CHUNK] + epoch * rows).tolist()

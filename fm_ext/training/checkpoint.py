@@ -54,7 +54,8 @@ def write_checkpoint(
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
     write(partial)
-    for file in partial.iterdir():
+    accelerator.wait_for_everyone()
+    for file in partial.iterdir():  # on every machine, since each flushes what it has written
         _flush(file)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

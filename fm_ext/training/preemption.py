@@ -1,5 +1,6 @@
 """SIGTERM, with which schedulers announce that they will take the machine away."""
 
+import os
 import signal
 import threading
 from functools import partial
@@ -65,17 +66,25 @@ class Preemption:
 
 
 def shield_workers(loader: DataLoader[Any]) -> None:
-    """Lets the loader's worker processes ignore SIGTERM.
+    """Lets the loader's worker processes obey a SIGTERM of the main process only.
 
-    Schedulers send it to every process of a job; without workers the main process could not finish its step. They end
-    with the main process all the same.
+    Schedulers send it to every process of a job, and without its workers the main process could not finish its step.
+    Python's own clean-up at exit relies on it, so it must not be ignored. Where the sender cannot be told (not Linux),
+    nothing is changed.
     """
-    if loader.num_workers:
+    if loader.num_workers and hasattr(signal, "sigwaitinfo"):
         loader = getattr(loader, "base_dataloader", loader)
-        loader.worker_init_fn = partial(_ignore_sigterm, loader.worker_init_fn)
+        loader.worker_init_fn = partial(_obey_parent, loader.worker_init_fn)
 
 
-def _ignore_sigterm(worker_init_fn: Any, worker: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _obey_parent(worker_init_fn: Any, worker: int) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     if worker_init_fn is not None:
         worker_init_fn(worker)
+
+
+def _exit_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

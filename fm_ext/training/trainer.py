@@ -1,9 +1,8 @@
 """The training loop."""
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from fm_ext.training.accelerator import check_accelerator
+from fm_ext.training.batches import Position, batches_from, batches_per_epoch
 from fm_ext.training.checkpoint import find_checkpoint, write_checkpoint
 from fm_ext.training.config import TrainerConfig
 from fm_ext.training.ema import ExponentialMovingAverage
 from fm_ext.training.identity import check_same_run, describe_run
 from fm_ext.training.optimizer import make_optimizer
 from fm_ext.training.preemption import EXIT_STATUS, Preemption, shield_workers
-from fm_ext.training.randomness import seed_epoch, seed_micro_step
+from fm_ext.training.randomness import seed_micro_step
 from fm_ext.training.state import load_state, save_state
 from fm_ext.training.weights import bare
 from fm_ext.training.window import LossWindow
@@ -48,8 +48,9 @@ class Trainer:
 
     Raises:
         TypeError: if `loader` is not a `DataLoader`.
-        ValueError: for a model without trainable parameters or, if they are averaged, with half-precision ones; for an
-            accelerator that is in use already, splits the model over processes, or names checkpoints itself.
+        ValueError: for an empty loader; for a model without trainable parameters or, if they are averaged, with
+            half-precision ones; for an accelerator that is in use already, splits the model over processes, or names
+            checkpoints itself.
     """
 
     def __init__(
@@ -74,8 +75,7 @@ class Trainer:
         self.config = config
         self.accelerator = accelerator
         self.step = 0
-        self._epoch = 0
-        self._batch = 0  # batches of this epoch that have gone into optimiser steps
+        self._position: Position = (0, 0)  # in the data, after the last optimiser step
         self._folder = None if config.output_dir is None else Path(config.output_dir)
         self._checkpoint: Path | None = None
         self._average: ExponentialMovingAverage | None = None
@@ -87,6 +87,7 @@ class Trainer:
             torch.default_generator.manual_seed(config.seed)  # accelerate's samplers remember it
             prepared: tuple[Any, ...] = accelerator.prepare(model, optimizer, loader)
         self._prepared, self._optimizer, self._loader = prepared
+        self._run = describe_run(config, accelerator, batches_per_epoch(self._loader))
         if self._average:
             self._average.restart(self.model)  # which is the same on all processes only now
 
@@ -108,7 +109,7 @@ class Trainer:
 
         Raises:
             ValueError: if `output_dir` holds the checkpoints of another run, or of any run with `resume=False`; if the
-                loader is empty or the loss is not 0-d.
+                loss is not 0-d.
             NonFiniteLossError: when losses are read, which is before each checkpoint is written.
             SystemExit: with status 143, after a SIGTERM and a checkpoint, if there is an `output_dir`.
         """
@@ -123,11 +124,11 @@ class Trainer:
         self._prepared.train()
         self._prepared.zero_grad()
         accelerator.step = 0  # of gradient accumulation
-        hidden = not accelerator.is_main_process
+        walk = batches_from(self._position, self._loader, config.seed, accelerator)
         with (
             Preemption(accelerator, enabled=self._folder is not None) as preemption,
-            tqdm(total=config.steps, initial=self.step, unit="step", disable=hidden) as bar,
-            closing(self._batches()) as batches,
+            self._progress_bar() as bar,
+            closing(walk) as batches,
         ):
             while self.step < config.steps:
                 self._optimizer_step(batches, window)
@@ -149,15 +150,13 @@ class Trainer:
                     accelerator.end_training()
                     raise SystemExit(EXIT_STATUS)
 
-    def _optimizer_step(
-        self, batches: Generator[tuple[int, int, Any], None, None], window: LossWindow
-    ) -> None:
+    def _optimizer_step(self, batches: Iterator[tuple[Position, Any]], window: LossWindow) -> None:
         """One step of the optimiser, over as many batches as the accelerator accumulates."""
         accelerator, seed = self.accelerator, self.config.seed
         rank, device = accelerator.process_index, accelerator.device
         micro_steps = 0
         while True:
-            epoch, batch_in_epoch, batch = next(batches)
+            position, batch = next(batches)
             seed_micro_step(seed, self.step, micro_steps, rank, device)
             with accelerator.accumulate(self._prepared):
                 loss = self.loss(self._prepared, batch)
@@ -184,49 +183,26 @@ class Trainer:
             self._average.update(self.model)
         window.close(micro_steps, grad_norm)
         self.step += 1
-        self._epoch, self._batch = epoch, batch_in_epoch
+        self._position = position
 
-    def _batches(self) -> Generator[tuple[int, int, Any], None, None]:
-        """Yields for ever, from where the last step ended: epoch, batches of it so far, and the batch."""
-        epoch, count = self._epoch, self._batch
-        while True:
-            loader: Any = self._loader
-            if count:
-                loader = self.accelerator.skip_first_batches(loader, count)
-            seed_epoch(loader, self.config.seed, epoch, self.accelerator.device)
-            try:
-                for batch in loader:
-                    count += 1
-                    yield epoch, count, batch
-            finally:
-                loader.end()  # else accelerate goes on seeing a loader that was left half-way
-            if count == 0:
-                raise ValueError(
-                    "`loader` must yield at least one batch an epoch; it yielded none. Is the data set empty, or "
-                    "smaller than a batch with drop_last=True?"
-                )
-            epoch, count = epoch + 1, 0
+    def _progress_bar(self) -> "tqdm[Any]":
+        if not self.accelerator.is_main_process:
+            return tqdm(disable=True)  # else it is left to TQDM_DISABLE
+        return tqdm(total=self.config.steps, initial=self.step, unit="step")
 
     def _start_trackers(self) -> None:
         if self.accelerator.log_with and not self.accelerator.trackers:
-            settings = asdict(self.config).items()
+            settings = self._run["config"].items()
             plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings}
             self.accelerator.init_trackers("training", plain)
 
-    def _describe(self) -> dict[str, Any]:
-        try:
-            batches_per_epoch = len(self._loader)
-        except TypeError:  # a stream
-            batches_per_epoch = None
-        return describe_run(self.config, self.accelerator, batches_per_epoch)
-
     def _save(self, folder: Path) -> None:
         path = folder / f"step_{self.step:08d}"
-        position = {"step": self.step, "epoch": self._epoch, "batch": self._batch}
+        epoch, batch = self._position
         write_checkpoint(
             path,
             lambda partial: save_state(partial, self.model, self._average, self.accelerator),
-            position | self._describe(),
+            {"step": self.step, "epoch": epoch, "batch": batch, **self._run},
             self.accelerator,
             self.config.keep,
         )
@@ -242,9 +218,10 @@ class Trainer:
                 f"`output_dir` must hold no checkpoints with resume=False; it has {path}. Choose another folder, or "
                 "delete this one."
             )
-        check_same_run(path, manifest, self._describe())
+        check_same_run(path, manifest, self._run)
         load_state(path, self.model, self._average, self.accelerator)
-        self.step, self._epoch, self._batch = (manifest[key] for key in ("step", "epoch", "batch"))
+        self.step = manifest["step"]
+        self._position = (manifest["epoch"], manifest["batch"])
         if self._average:
             self._average.updates = self.step
         self._checkpoint = path

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import safetensors.torch
-from accelerate.utils import is_compiled_module
 from safetensors import safe_open
 from torch import nn
 
@@ -16,9 +15,7 @@ EMA = "ema.safetensors"
 
 def bare(model: nn.Module) -> nn.Module:
     """The network inside `torch.compile`'s wrapper, so that parameter names do not depend on it."""
-    inner = model._orig_mod if is_compiled_module(model) else model
-    assert isinstance(inner, nn.Module)
-    return inner
+    return getattr(model, "_orig_mod", model)
 
 
 def load_weights(path: str | os.PathLike[str], model: nn.Module, *, ema: bool = True) -> None:

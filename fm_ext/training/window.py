@@ -38,12 +38,12 @@ class LossWindow:
 
     def add(self, loss: Float[Tensor, ""]) -> None:
         """Adds the loss of a micro-step to the current optimiser step."""
-        self._values[0, self._count] += loss.detach()
+        self._values[0, self._count].add_(loss.detach())
 
     def close(self, micro_steps: int, grad_norm: Float[Tensor, ""]) -> None:
         """Ends the current optimiser step, after `micro_steps` losses."""
-        self._values[0, self._count] /= micro_steps
-        self._values[1, self._count] = grad_norm
+        self._values[0, self._count].div_(micro_steps)
+        self._values[1, self._count].copy_(grad_norm)
         self._count += 1
 
     def read(self, step: int, checkpoint: Path | None) -> tuple[float, float]:
@@ -71,7 +71,7 @@ class LossWindow:
             kept = (
                 f"the last good checkpoint is {checkpoint}"
                 if checkpoint
-                else "there is no checkpoint"
+                else "no checkpoint was kept"
             )
             what, value = ("loss", "gradient norm")[kind], values[process, kind, index]
             raise NonFiniteLossError(

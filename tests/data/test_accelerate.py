@@ -118,7 +118,7 @@ def test_skipped_batches_are_not_decoded(
     decoded = []
     decode = RowDecoder.__call__
 
-    def counting(self, row, number, place=(0.5, 0.5)):
+    def counting(self, row, number, place=0.5):
         decoded.append(number)
         return decode(self, row, number, place)
 

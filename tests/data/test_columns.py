@@ -19,11 +19,14 @@ def test_labels_are_optional() -> None:
 
 
 def test_columns_by_name() -> None:
-    features = Features(a=Image(), b=Image(), fine=LABEL, coarse=LABEL, age=Value("uint8"))
+    features = Features(
+        a=Image(), b=Image(), fine=LABEL, coarse=LABEL, age=Value("uint8"), smiling=Value("bool")
+    )
     columns = find_columns(features, "b", "coarse")
     assert (columns.image, columns.label) == ("b", "coarse")
-    columns = find_columns(features, "a", "age")
-    assert (columns.label, columns.classes) == ("age", None)
+    for name in ("age", "smiling"):
+        columns = find_columns(features, "a", name)
+        assert (columns.label, columns.classes) == (name, None)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +36,7 @@ def test_columns_by_name() -> None:
         (
             Features(bytes=Value("binary"), y=LABEL),
             {},
-            r"`source` must have a column of type datasets.Image.*bytes: Value\('binary'\).*"
+            r"`source` must have a column of type datasets.Image.*bytes: Value\(.*'binary'.*"
             r"y: ClassLabel.*cast_column",
         ),
         (Features(), {}, "none at all"),
@@ -56,7 +59,7 @@ def test_columns_by_name() -> None:
         (
             Features(image=Image(), text=Value("string")),
             {"label_column": "text"},
-            r"`label_column` must be of type datasets.ClassLabel or an integer, got 'text'",
+            r"`label_column` must be of type datasets.ClassLabel, integer or bool, got 'text'",
         ),
     ],
 )

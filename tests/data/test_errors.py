@@ -92,6 +92,17 @@ def test_a_stream_may_not_fill_a_batch_from_nothing(numbered: Callable) -> None:
         list(loader)
 
 
+def test_a_full_memory_is_no_corrupt_image(
+    numbered: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode_example(self, value):
+        raise MemoryError
+
+    monkeypatch.setattr(datasets.Image, "decode_example", decode_example)
+    with pytest.raises(MemoryError):
+        load_images(numbered(), on_error="skip")
+
+
 def odd(encode: Callable, *, size: bool, colour: bool, label: bool) -> datasets.Dataset:
     """Six grey images, of which row 4 is larger, or RGB, or without a label."""
     images = [np.full((8, 8), 9, np.uint8)] * 6

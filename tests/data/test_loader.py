@@ -8,6 +8,8 @@ from torch.utils.data import DataLoader
 
 from fm_ext.data import image_loader
 from fm_ext.data import loader as loader_module
+from fm_ext.data.memory import MemoryImageDataset
+from fm_ext.data.sampler import EpochSampler
 
 # How a data set is held, and by how many workers it is decoded.
 WAYS = {
@@ -73,8 +75,13 @@ def test_an_epoch_is_a_function_of_seed_and_epoch(
     other = image_loader(numbered(), batch_size=5, seed=4, flip=True, **way)
     other.sampler.set_epoch(2)
     assert not equal(list(other), wanted)
-    order = [number for batch in wanted for number, _ in read_rows(batch["image"])]
-    assert len(set(order)) == 20 and order != sorted(order)
+    orders = [
+        [number for batch in batches for number, _ in read_rows(batch["image"])]
+        for batches in (wanted, list(fresh))
+    ]
+    for order in orders:
+        assert len(set(order)) == 20 and order != sorted(order)
+    assert orders[0] != orders[1]
 
 
 @ways
@@ -97,6 +104,15 @@ def test_half_of_the_images_are_mirrored_anew_each_epoch(
     assert all(30 < sum(epoch.values()) < 70 for epoch in epochs)
     changes = sum(epochs[0][row] != epochs[1][row] for row in range(100))
     assert 30 < changes < 70
+
+
+def test_a_long_epoch_has_each_row_once() -> None:
+    rows = 150_000
+    images = torch.zeros(1, dtype=torch.uint8).expand(rows, 1, 1, 1)
+    sampler = EpochSampler(MemoryImageDataset(images, None), shuffle=True)
+    list(sampler)
+    second = np.array(list(sampler))
+    assert (second // rows == 1).all() and len(np.unique(second)) == rows == len(sampler)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -156,6 +172,27 @@ def test_auto_keeps_in_memory_what_fits(
         assert not image_loader(numbered(), size=8, crop="random", batch_size=4).dataset.in_memory
     assert "22 images of 1x8x8 decoded into memory" in caplog.text
     assert "23 images are decoded as they are read" in caplog.text
+
+
+def test_images_in_memory_are_kept_on_the_device(
+    numbered: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for flip in (False, True):  # the device that computes nothing stands in for a GPU
+        (batch,) = image_loader(numbered(), batch_size=22, flip=flip, device="meta")
+        assert batch["image"].is_meta and batch["label"].is_meta
+    needed = 22 * 8 * 8
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * needed - 1, 0))
+    (batch,) = image_loader(numbered(), batch_size=22, device="cuda")
+    assert batch["image"].device.type == "cpu"
+    assert "stay on the host" in caplog.text
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    cores = loader_module.available_cores()
+    for processes in (1, 2, 1000):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert loader_module.available_cores() == max(1, cores // processes)
 
 
 def test_workers_have_good_defaults(numbered: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,14 +108,14 @@ def test_fit_gives_the_size_and_keeps_a_constant(crop, size: tuple[int, int]) ->
 def test_center_crop_keeps_the_middle_and_the_aspect_ratio() -> None:
     image = torch.arange(8, 248, 10, dtype=torch.uint8).expand(1, 8, 24)
     assert torch.equal(fit(image, (8, 8), "center"), image[..., 8:16])
-    assert torch.equal(fit(image, (8, 8), "random", (0.0, 0.0)), image[..., :8])
-    assert torch.equal(fit(image, (8, 8), "random", (0.99, 0.99)), image[..., 16:])
+    assert torch.equal(fit(image, (8, 8), "random", 0.0), image[..., :8])
+    assert torch.equal(fit(image, (8, 8), "random", 0.99), image[..., 16:])
     squeezed = fit(image, (8, 8), None)[0, 0].float()
     assert squeezed.diff().min() > 20 and squeezed[0] < 30 and squeezed[-1] > 220
 
 
 def test_resizing_is_antialiased() -> None:
-    stripes = torch.zeros(1, 64, 64, dtype=torch.uint8)
-    stripes[..., ::2] = 255
-    small = fit(stripes, (16, 16), "center").float()
-    assert (small[..., 2:-2] - 127.5).abs().max() < 10
+    """Noise averages out where many pixels become one; without antialiasing it stays."""
+    noise = torch.randint(0, 256, (1, 128, 128), dtype=torch.uint8)
+    small = fit(noise, (17, 17), "center").float()
+    assert small.std() < noise.float().std() / 3

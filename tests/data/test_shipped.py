@@ -45,6 +45,16 @@ def test_they_are_what_they_say(name: str) -> None:
         assert (images[:, :, 0, 0] > 0.9).all()  # on white
 
 
+def test_the_code_of_the_docs_page_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = FOLDER.parents[1]
+    monkeypatch.chdir(root)
+    code = (root / "docs" / "content" / "data.md").read_text().split("```python\n")[1]
+    variables: dict = {}
+    exec(code.split("```")[0], variables)
+    assert variables["batch"]["image"].shape == (64, 1, 28, 28)
+    assert variables["images"].shape == (100, 1, 28, 28)
+
+
 def test_no_portrait_design_is_on_both_sides() -> None:
     splits = datasets.load_dataset(str(FOLDER / "portraits"))
     assert not set(splits["train"]["name"]) & set(splits["test"]["name"])

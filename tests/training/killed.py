@@ -1,12 +1,14 @@
 """Trains a little and kills itself at the moment that is named; started by test_resume.py.
 
-python killed.py OUTPUT_DIR write|manifest|rename|prune|sigterm|never
+python killed.py OUTPUT_DIR write|rename|prune|sigterm|never
 """
 
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,18 +39,20 @@ def fatal(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
     if moment == "sigterm" and trainer.step == 5:
-        os.killpg(0, signal.SIGTERM)
+        # From outside, as a scheduler does: workers make way for their own parent's signal.
+        subprocess.run(["kill", "-TERM", "--", f"-{os.getpgrp()}"], start_new_session=True)
+        time.sleep(0.5)
     return model(batch[0] + torch.randn_like(batch[0])).square().mean()
 
 
 os.replace = fatal("rename", os.replace)
 shutil.rmtree = fatal("prune", shutil.rmtree)
 torch.save = fatal("write", torch.save)
-Path.write_text = fatal("manifest", Path.write_text)
+workers: Any = {"num_workers": 2, "persistent_workers": True} if moment == "sigterm" else {}
 trainer = Trainer(
     nn.Linear(3, 3),
     loss,
-    DataLoader(data, 4, shuffle=True, num_workers=2 if moment == "sigterm" else 0),
+    DataLoader(data, 4, shuffle=True, **workers),
     TrainerConfig(steps=8, save_every=4, keep=1, output_dir=output_dir),
     Accelerator(cpu=True),
 )

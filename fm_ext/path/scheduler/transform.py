@@ -77,13 +77,14 @@ class ScheduleTransformedModel(ModelWrapper):
         self._still_at_source = bool((old_start_w == 0) | ~old_start_w.isfinite())
         self._still_at_data = bool(old_end_w == 0)
         self._singular = not bool(old_end_w.isfinite())
-        self._noisy_at_data = bool(old_end.sigma_t > 1e-12)
+        noisy = bool(old_end.sigma_t > 1e-12)
+        self._stops_short = noisy or self._still_at_data
         self._end_rate = 0.0  # of B
         self._latest = dict.fromkeys(_DTYPES, 1.0)
         if not _wronskian(new_scheduler(one)).isfinite():
             if self._singular:
                 self._end_rate = float(end_slope(new_scheduler) / end_slope(original_scheduler))
-            elif self._noisy_at_data:
+            elif noisy:
                 rate = old_end.sigma_t * old_end_w / old_end.alpha_t**2
                 self._end_rate = float(end_slope(new_scheduler) / rate)
             else:
@@ -103,7 +104,7 @@ class ScheduleTransformedModel(ModelWrapper):
             **extras: handed to the model.
         """
         shape = time_shape(t, x)
-        r = hold(double(single(t))).clamp(max=self._latest[x.dtype])
+        r = hold(double(single(t))).clamp(max=self._latest.get(x.dtype, 1.0))
         new = self.new_scheduler(r)
         alpha, sigma = new.alpha_t, new.sigma_t
         floor = torch.finfo(x.dtype).eps ** (2 / 3)
@@ -120,9 +121,7 @@ class ScheduleTransformedModel(ModelWrapper):
         s = value / torch.where(near_data, old.alpha_t, old.sigma_t)
         new_w, old_w = _wronskian(new), _wronskian(old)
         b = new_w / (s * old_w)
-        if (
-            self._noisy_at_data or self._still_at_data
-        ):  # where the noise falls below the model's last, the score stays
+        if self._stops_short:  # the score stays where the noise falls below the last of the model
             b = torch.where(near_data, b * (new.sigma_t / (s * old.sigma_t)).clamp(max=1), b)
         b = torch.where(new_w.isfinite() & old_w.isfinite(), b, self._end_rate)
         a = (slope - b * torch.where(near_data, old.d_alpha_t, old.d_sigma_t)) / value

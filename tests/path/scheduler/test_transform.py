@@ -289,6 +289,11 @@ def test_a_model_that_fails_at_the_end_of_a_singular_schedule_is_not_asked_there
         assert bool(model(X, torch.ones((), dtype=torch.float64)).isfinite().all())
 
 
+def test_a_velocity_that_does_not_count_may_be_anything():
+    model = ScheduleTransformedModel(lambda x, t: x / 0, UPSTREAM["CondOT"], UPSTREAM["polynomial"])
+    assert not model(X, torch.zeros((), dtype=torch.float64)).any()
+
+
 def test_it_wraps_the_model_and_passes_extras():
     network = nn.Linear(1, 1)
 

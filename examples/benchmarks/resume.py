@@ -1,0 +1,139 @@
+"""Kills a training run ten times (kill -9), resumes it each time, and compares it with an uninterrupted one.
+
+    python examples/benchmarks/resume.py
+
+Seven kills come at random moments of the training, two while a checkpoint is being written, one while the program is
+starting. Weights, average and optimiser must be equal bit for bit in the end, on one process and on two.
+"""
+
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from flow_matching.path import CondOTProbPath
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fm_ext.data import image_loader
+from fm_ext.loss import velocity_loss
+from fm_ext.models import SmallUNet
+from fm_ext.training import Trainer, TrainerConfig, latest_checkpoint
+
+STEPS, SAVE_EVERY = 300, 3
+DATA = Path(__file__).parents[1] / "data" / "mnist"
+MOMENTS = ["training"] * 7 + ["saving"] * 2 + ["starting"]
+
+
+def train(output_dir: str) -> None:
+    """What is killed and resumed: nothing in it knows about that."""
+    path = CondOTProbPath()
+
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        x_1 = batch["image"]
+        s = path.sample(x_0=torch.randn_like(x_1), x_1=x_1, t=torch.rand(len(x_1)))
+        return velocity_loss(model(s.x_t, s.t), s)
+
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    loader = image_loader(str(DATA), split="train[:100]", size=12, batch_size=4, flip=True)
+    config = TrainerConfig(
+        steps=STEPS, warmup=20, save_every=SAVE_EVERY, keep=2, output_dir=output_dir
+    )
+    Trainer(SmallUNet(), loss, loader, config, accelerator).fit()
+
+
+def launch(output_dir: Path, processes: int) -> list[subprocess.Popen[bytes]]:
+    """Starts the processes as torchrun does, but so that each can be killed."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    env = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"}
+    if processes > 1:
+        env |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    command = [sys.executable, __file__, str(output_dir)]
+    return [
+        subprocess.Popen(
+            command,
+            env=os.environ
+            | env
+            | ({"RANK": str(r), "LOCAL_RANK": str(r)} if processes > 1 else {}),
+            stdout=subprocess.DEVNULL,
+        )
+        for r in range(processes)
+    ]
+
+
+def newest(output_dir: Path) -> int:
+    checkpoint = latest_checkpoint(output_dir)
+    return int(checkpoint.name.removeprefix("step_")) if checkpoint else 0
+
+
+def partial(output_dir: Path) -> bool:
+    return output_dir.is_dir() and any(name.endswith(".partial") for name in os.listdir(output_dir))
+
+
+def kill_at(moment: str, output_dir: Path, processes: int, rng: random.Random) -> None:
+    """Starts the run and kills all its processes at the moment that is named."""
+    before, saves = newest(output_dir), rng.randint(1, 6)
+    running = launch(output_dir, processes)
+    if moment == "starting":
+        time.sleep(rng.uniform(0, 5))
+    else:
+        while newest(output_dir) < before + saves * SAVE_EVERY:
+            assert all(process.poll() is None for process in running), "ended before it was killed"
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.2) if moment == "training" else 0)
+        while moment == "saving" and not partial(output_dir):
+            pass
+    for process in running:
+        process.kill()
+    for process in running:
+        process.wait()
+
+
+def final_state(output_dir: Path) -> dict[str, Tensor]:
+    folder = output_dir / f"step_{STEPS:08d}"
+    state = {f"model.{k}": v for k, v in load_file(folder / "model.safetensors").items()}
+    state |= {f"ema.{k}": v for k, v in load_file(folder / "ema.safetensors").items()}
+    optimizer = torch.load(folder / "optimizer.bin", weights_only=True)["state"]
+    return state | {f"adam.{i}.{k}": v for i, s in optimizer.items() for k, v in s.items()}
+
+
+def compare(processes: int, folder: Path) -> None:
+    """Trains twice, once uninterrupted and once with ten kills, and asserts that the results are equal."""
+    rng = random.Random(processes)
+    started = time.perf_counter()
+    assert not any(process.wait() for process in launch(folder / "whole", processes))
+    inside = 0
+    for number, moment in enumerate(rng.sample(MOMENTS, len(MOMENTS)), start=1):
+        kill_at(moment, folder / "killed", processes, rng)
+        left = partial(folder / "killed")
+        inside += left
+        step = newest(folder / "killed")
+        print(
+            f"{processes:9} {number:5}  {moment:9} {step:15}  {'yes' if left else 'no'}", flush=True
+        )
+    assert inside, "no kill came inside a save"
+    assert not any(process.wait() for process in launch(folder / "killed", processes))
+    whole, killed = final_state(folder / "whole"), final_state(folder / "killed")
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    seconds = time.perf_counter() - started
+    print(
+        f"{processes:9}  {len(whole)} tensors after {STEPS} steps: all equal bit for bit ({seconds:.0f} s)"
+    )
+
+
+if len(sys.argv) > 1:
+    train(sys.argv[1])
+else:
+    print("processes  kill  while     last good step  inside a save")
+    with tempfile.TemporaryDirectory() as temporary:
+        for processes in (1, 2):
+            compare(processes, Path(temporary) / str(processes))

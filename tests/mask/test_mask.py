@@ -1,0 +1,219 @@
+"""What holds for every mask."""
+
+from dataclasses import FrozenInstanceError, dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, Mask, RandomBox
+from fm_ext.mask.mask import pixel_bounds
+
+ANY = (0.01, 1.0)
+KINDS = {
+    "center": lambda area: CenterBox(side=ANY, area=area),
+    "box": lambda area: RandomBox(side=ANY, area=area),
+    "freeform": lambda area: FreeForm(area=area),
+    "irregular": lambda area: Irregular(area=area),
+    "hybrid": lambda area: Hybrid(
+        masks=(RandomBox(side=ANY, area=area), FreeForm(area=area)), area=area
+    ),
+}
+DEFAULTS = [CenterBox(), RandomBox(), FreeForm(), Irregular(), Hybrid()]
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+kinds = pytest.mark.parametrize("kind", KINDS)
+defaults = pytest.mark.parametrize("mask", DEFAULTS, ids=lambda mask: type(mask).__name__)
+devices = pytest.mark.parametrize("device", DEVICES)
+
+
+def missing(masks: torch.Tensor) -> list[int]:
+    return masks.sum((1, 2, 3)).tolist()
+
+
+def allowed(count: int, total: int, area: tuple[float, float]) -> bool:
+    """The law of the bounds, read off its statement."""
+    empty_or_full = count in (0, total) and area not in ((0, 0), (1, 1))
+    return area[0] <= count / total <= area[1] and not empty_or_full
+
+
+@defaults
+@devices
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (17, 90)])
+def test_shape_type_and_device(mask, device, size):
+    for batch in (0, 1, 5):
+        drawn = mask(batch, size, device=device)
+        assert drawn.shape == (batch, 1, *size)
+        assert drawn.dtype == torch.bool
+        assert drawn.device.type == device
+        assert drawn.is_contiguous()
+        assert all(allowed(n, size[0] * size[1], mask.area) for n in missing(drawn))
+
+
+@defaults
+@devices
+def test_the_generator_decides(mask, device):
+    def draw(seed: int) -> torch.Tensor:
+        generator = torch.Generator(device).manual_seed(seed)
+        return mask(8, (32, 40), device=device, generator=generator)
+
+    assert torch.equal(draw(0), draw(0))
+    assert torch.equal(draw(0), draw(1)) == isinstance(mask, CenterBox)
+
+
+@defaults
+@devices
+def test_a_generator_leaves_the_global_state_alone(mask, device, generator):
+    state = torch.Generator(device).manual_seed(3)
+    before = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
+    mask(4, (32, 32), device=device, generator=state)
+    after = torch.cuda.get_rng_state() if device == "cuda" else torch.get_rng_state()
+    assert torch.equal(before, after)
+
+
+@defaults
+def test_without_a_generator_the_global_seed_decides(mask):
+    torch.manual_seed(5)
+    first = mask(4, (32, 32))
+    torch.manual_seed(5)
+    assert torch.equal(first, mask(4, (32, 32)))
+
+
+@defaults
+def test_masks_of_a_batch_differ(mask):
+    different = len(mask(32, (64, 64)).flatten(1).unique(dim=0))
+    assert different == (1 if isinstance(mask, CenterBox) else 32)
+
+
+@defaults
+def test_nothing_is_read_back_from_the_device(mask):
+    """A device without data: what needs a value from it raises there, and stalls a GPU."""
+    assert mask(4, (40, 70), device="meta").shape == (4, 1, 40, 70)
+
+
+@defaults
+def test_the_default_dtype_does_not_matter(mask):
+    torch.manual_seed(0)
+    expected = mask(8, (100, 300))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        torch.manual_seed(0)
+        assert torch.equal(mask(8, (100, 300)), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@kinds
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(8, 96), st.integers(8, 96)),
+    low=st.floats(0, 1),
+    width=st.sampled_from([0.0, 1e-3, 0.02, 0.1, 0.3, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_area_bounds_always_hold(kind, size, low, width, seed):
+    area, total = (low, min(1.0, low + width)), size[0] * size[1]
+    counts = range(total + 1)
+    if kind in ("center", "box", "hybrid"):
+        rows, columns = (range(n, 0, -2 if kind == "center" else -1) for n in size)
+        counts = {a * b for a in rows for b in columns}
+    if any(allowed(n, total, area) for n in counts):
+        generator = torch.Generator().manual_seed(seed)
+        drawn = missing(KINDS[kind](area)(6, size, generator=generator))
+        assert all(allowed(n, total, area) for n in drawn), (drawn, area)
+    else:
+        with pytest.raises(
+            ValueError, match=r"`area` must hold a fraction that .* the nearest are"
+        ):
+            KINDS[kind](area)(6, size)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "center"])
+@pytest.mark.parametrize("area", [(0.0, 1.0), (0.2, 0.3), (0.6, 0.7), (0.25, 0.25), (0.01, 0.02)])
+@pytest.mark.parametrize("size", [(8, 8), (1024, 1024), (8, 512)])
+def test_area_bounds_hold_at_the_extremes(kind, area, size):
+    total = size[0] * size[1]
+    assert all(allowed(n, total, area) for n in missing(KINDS[kind](area)(3, size)))
+
+
+@pytest.mark.parametrize("kind", ["freeform", "irregular"])
+@pytest.mark.parametrize("area", [(0.0, 0.0), (1.0, 1.0)])
+def test_empty_and_full_if_asked_for(kind, area):
+    assert missing(KINDS[kind](area)(3, (8, 12))) == [area[0] * 96] * 3
+
+
+@given(low=st.floats(0, 1), high=st.floats(0, 1), total=st.integers(2, 5000))
+def test_pixel_bounds_are_the_tightest(low, high, total):
+    area = (min(low, high), max(low, high))
+    inside = [n for n in range(total + 1) if allowed(n, total, area)]
+    if inside:
+        assert pixel_bounds(area, total) == (inside[0], inside[-1])
+    else:
+        with pytest.raises(ValueError, match="`area` must hold a fraction"):
+            pixel_bounds(area, total)
+
+
+def test_unreachable_bounds_name_the_nearest_fractions():
+    with pytest.raises(ValueError, match=r"0.2 to 0.2; the nearest are 12/64 = 0.1875 and 13/64"):
+        FreeForm(area=(0.2, 0.2))(1, (8, 8))
+    with pytest.raises(ValueError, match=r"0.5 to 0.5; the nearest are 30/64 .* and 35/64"):
+        RandomBox(side=(0.5, 0.9), area=(0.5, 0.5))(1, (8, 8))
+
+
+@defaults
+def test_arguments_out_of_range(mask):
+    with pytest.raises(ValueError, match="`batch` must be at least 0, got -1"):
+        mask(-1, (8, 8))
+    with pytest.raises(ValueError, match=r"`size` must be \(height, width\) .* got \(0, 8\)"):
+        mask(1, (0, 8))
+    with pytest.raises(ValueError, match="`generator` must be on the device of the masks, cuda"):
+        mask(1, (8, 8), device="cuda", generator=torch.Generator())
+    with pytest.raises(FrozenInstanceError):
+        mask.area = (0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        (CenterBox, "area", (0.5, 0.2)),
+        (RandomBox, "area", (-0.1, 0.2)),
+        (Hybrid, "area", (0.1, 1.2)),
+        (CenterBox, "side", (0.0, 0.5)),
+        (RandomBox, "side", (0.5, 1.5)),
+        (FreeForm, "strokes", (0, 3)),
+        (Irregular, "segments", (4, 3)),
+        (FreeForm, "length", (-0.1, 0.3)),
+        (Irregular, "length", (float("nan"), 0.3)),
+        (FreeForm, "width", (0.0, 0.1)),
+        (Irregular, "width", (0.5, 1.1)),
+        (FreeForm, "turn", (0.0, 4.0)),
+    ],
+)
+def test_parameters_out_of_range(kind, field, value):
+    with pytest.raises(ValueError, match=rf"`{field}` must be \(smallest, largest\) with .* got"):
+        kind(**{field: value})
+
+
+def test_turn_of_irregular_out_of_range():
+    with pytest.raises(ValueError, match="`turn` must be"):
+        Irregular(turn=-1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left(Mask):
+    """The example of the docs: everything left of a random column is missing."""
+
+    def draw(self, batch, size, pixels, device, generator):
+        height, width = size
+        low, high = -(-pixels[0] // height), pixels[1] // height
+        columns = torch.randint(low, high + 1, (batch,), device=device, generator=generator)
+        mask = torch.arange(width, device=device) < columns[:, None]
+        return mask[:, None, None].expand(batch, 1, height, width).clone()
+
+
+def test_a_mask_of_ones_own():
+    masks = Left(area=(0.2, 0.4))(20, (10, 30))
+    assert all(allowed(n, 300, (0.2, 0.4)) for n in missing(masks))
+    mixed = Hybrid(masks=(Left(), RandomBox()), area=(0.2, 0.4))(20, (10, 30))
+    assert all(allowed(n, 300, (0.2, 0.4)) for n in missing(mixed))
