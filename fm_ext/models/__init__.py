@@ -1,8 +1,17 @@
 """Networks, and `ModelWrapper`s that make any network a velocity model."""
 
 from fm_ext.models.masked import MaskedVelocityModel
+from fm_ext.models.mlp import MLP
+from fm_ext.models.prediction import PredictionVelocityModel
 from fm_ext.models.small_unet import SmallUNet
 from fm_ext.models.unet import UNet
 from fm_ext.models.wrapper import UNetWrapper
 
-__all__ = ["MaskedVelocityModel", "SmallUNet", "UNet", "UNetWrapper"]
+__all__ = [
+    "MLP",
+    "MaskedVelocityModel",
+    "PredictionVelocityModel",
+    "SmallUNet",
+    "UNet",
+    "UNetWrapper",
+]

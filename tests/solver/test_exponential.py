@@ -1,0 +1,136 @@
+"""Laws of the exponential step."""
+
+import pytest
+import torch
+from flow_matching.path.scheduler import CondOTScheduler
+from flow_matching.solver import ODESolver
+from torch import nn
+
+from fm_ext.models import MLP, PredictionVelocityModel
+from fm_ext.path.scheduler import (
+    CosineScheduler,
+    EDMScheduler,
+    IDDPMCosineScheduler,
+    LinearVPScheduler,
+    VPScheduler,
+)
+from fm_ext.solver import ExponentialSolver
+
+PREDICTIONS = ("x_1", "x_0", "epsilon", "score", "velocity")
+SCHEDULERS = [
+    CondOTScheduler(),
+    CosineScheduler(),
+    EDMScheduler(),
+    IDDPMCosineScheduler(),
+    LinearVPScheduler(),
+    VPScheduler(),
+]
+
+
+class Point(nn.Module):
+    """The best prediction for data that are one point, and source N(0, 1)."""
+
+    def __init__(self, point, scheduler, prediction):
+        super().__init__()
+        self.point, self.scheduler, self.prediction = point, scheduler, prediction
+        self.asked = []
+
+    def forward(self, x, t):
+        self.asked.append(t.item())
+        out = self.scheduler(t.double())
+        x_0 = (x - out.alpha_t * self.point) / out.sigma_t
+        return {
+            "x_1": self.point.expand_as(x),
+            "x_0": x_0,
+            "epsilon": x_0,
+            "score": -x_0 / out.sigma_t,
+            "velocity": out.d_alpha_t * self.point + out.d_sigma_t * x_0,
+        }[self.prediction].to(x.dtype)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=repr)
+def test_straight_lines_between_the_ends_are_exact_in_any_number_of_steps(scheduler, prediction):
+    point = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    network = Point(point, scheduler, prediction)
+    model = PredictionVelocityModel(network, scheduler, prediction, t_eps=(1e-3, 1e-3))
+    source = torch.randn(5, 2, dtype=torch.float64)
+    out = scheduler(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    x_init = out.alpha_t[0] * point + out.sigma_t[0] * source
+    expected = out.alpha_t[1] * point + out.sigma_t[1] * source
+    # Noise predictions start where alpha = 1e-3: the point is divided by it, and its rounding too.
+    for step_size in (None, 0.5, 0.15):
+        sample = ExponentialSolver(model).sample(x_init, step_size)
+        torch.testing.assert_close(sample, expected, rtol=0, atol=2e-2)
+    if prediction in ("x_1", "velocity"):
+        torch.testing.assert_close(sample, expected)
+    assert max(network.asked) < 1
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_on_the_straight_path_it_is_eulers_method(prediction):
+    model = PredictionVelocityModel(MLP(2, 16), CondOTScheduler(), prediction, t_eps=(0.1, 1e-3))
+    grid, x = torch.tensor([0.1, 0.3, 0.4, 0.8, 0.99]), torch.randn(5, 2)
+    torch.testing.assert_close(
+        ExponentialSolver(model).sample(x, None, grid, return_intermediates=True),
+        ODESolver(model).sample(x, None, time_grid=grid, return_intermediates=True),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("scheduler", [CosineScheduler(), VPScheduler()], ids=repr)
+def test_at_the_data_it_returns_the_predicted_data(scheduler):
+    model = PredictionVelocityModel(MLP(2, 16), scheduler, "x_1")
+    states = ExponentialSolver(model).sample(
+        torch.randn(5, 2), 0.05, torch.tensor([0.0, 0.95, 1.0]), return_intermediates=True
+    )
+    assert torch.equal(states[-1], model.model(x=states[1], t=torch.tensor(0.95)))
+
+
+def test_grid_steps_and_inversion():
+    model = PredictionVelocityModel(MLP(2, 16), CosineScheduler(), "velocity")
+    solver, x = ExponentialSolver(model), torch.randn(5, 2)
+    up = torch.linspace(0.1, 0.9, 401)
+    torch.testing.assert_close(
+        solver.sample(x, 0.002, up[[0, 100, 400]]), solver.sample(x, None, up)
+    )
+    assert solver.sample(x, 0.5, up[[0, 100, 400]], return_intermediates=True).shape == (3, 5, 2)
+    there = solver.sample(x, None, up)
+    back = solver.sample(there, None, up.flip(0))
+    torch.testing.assert_close(back, x, rtol=1e-2, atol=1e-2)
+
+
+def test_gradients_extras_and_half_precision():
+    class Half(Scale):
+        def forward(self, x, t, scale):
+            assert x.dtype == torch.bfloat16
+            return super().forward(x, t, scale)
+
+    model, wide = (
+        PredictionVelocityModel(net, CosineScheduler(), "x_0") for net in (Half(), Scale())
+    )
+    x = torch.ones(5, 2, dtype=torch.bfloat16, requires_grad=True)
+    # Each of the steps moves the state by less than bfloat16's rounding.
+    sample = ExponentialSolver(model).sample(x, 5e-4, enable_grad=True, scale=0.5)
+    exact = ExponentialSolver(wide).sample(torch.ones(5, 2).double(), 5e-4, scale=0.5)
+    torch.testing.assert_close(sample.double(), exact, rtol=2e-2, atol=0)
+    sample.sum().backward()
+    assert x.grad.isfinite().all() and x.grad.ne(0).all()
+    assert not ExponentialSolver(model).sample(x, 0.5, scale=1.0).requires_grad
+
+
+class Scale(nn.Module):
+    def forward(self, x, t, scale):
+        return scale * x
+
+
+def test_bad_input(untyped):
+    with pytest.raises(TypeError, match=r"`model` must be a PredictionVelocityModel.*got MLP"):
+        ExponentialSolver(MLP(2))
+    solver = ExponentialSolver(PredictionVelocityModel(MLP(2), CosineScheduler(), "x_1"))
+    x = torch.zeros(1, 2)
+    with pytest.raises(ValueError, match=r"`step_size` must be positive or None; got 0\.0"):
+        solver.sample(x, 0.0)
+    with pytest.raises(ValueError, match=r"`time_grid` must hold at least two times; got 1"):
+        solver.sample(x, None, torch.tensor([0.0]))
