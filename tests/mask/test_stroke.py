@@ -154,6 +154,7 @@ def test_irregular_chains_keep_near_their_heading_at_many_widths(draw):
 def test_segments_are_shared_out_evenly():
     first, used = share_out(500, (1, 4), (4, 12), torch.device("cpu"), None)
     for row, inside in zip(first.tolist(), used.tolist(), strict=True):
+        assert set(row[sum(inside) :]) <= {row[sum(inside) - 1]}
         row = row[: sum(inside)]
         lengths = [row.count(i) for i in sorted(set(row))]
         assert row == sorted(row)
