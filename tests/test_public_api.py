@@ -10,8 +10,40 @@ API = {
     "fm_ext.loss": ["velocity_loss"],
     "fm_ext.mask": ["CenterBox", "FreeForm", "Hybrid", "Irregular", "Mask", "RandomBox"],
     "fm_ext.metrics": ["hole_psnr", "hole_ssim"],
-    "fm_ext.models": ["MaskedVelocityModel", "SmallUNet", "UNet", "UNetWrapper"],
-    "fm_ext.path": ["MaskedDiscretePathSample", "MaskedPathSample", "MaskedProbPath"],
+    "fm_ext.models": [
+        "MLP",
+        "MaskedVelocityModel",
+        "PredictionVelocityModel",
+        "SmallUNet",
+        "UNet",
+        "UNetWrapper",
+    ],
+    "fm_ext.path": [
+        "AffineProbPath",
+        "CondOTProbPath",
+        "MaskedDiscretePathSample",
+        "MaskedPathSample",
+        "MaskedProbPath",
+    ],
+    "fm_ext.path.scheduler": [
+        "BetaTableScheduler",
+        "CosineScheduler",
+        "EDMScheduler",
+        "IDDPMCosineScheduler",
+        "LinearVPScheduler",
+        "ScheduleTransformedModel",
+        "ShiftedScheduler",
+        "SigmoidScheduler",
+        "VEScheduler",
+        "VPScheduler",
+        "VarianceExplodingScheduler",
+        "VariancePreservingScheduler",
+        "get_scheduler",
+        "register_scheduler",
+        "scheduler_config",
+        "scheduler_names",
+    ],
+    "fm_ext.solver": ["ExponentialSolver"],
     "fm_ext.training": [
         "ExponentialMovingAverage",
         "NonFiniteLossError",
@@ -41,7 +73,9 @@ def test_every_public_name_is_documented(room):
 
 
 def test_every_public_name_is_in_the_docs(request):
-    pages = "".join(p.read_text() for p in (request.config.rootpath / "docs/content").glob("**/*.md"))
+    pages = "".join(
+        p.read_text() for p in (request.config.rootpath / "docs/content").glob("**/*.md")
+    )
     for room, names in API.items():
         for name in names:
             assert f"::: {room}.{name}\n" in pages, f"{room}.{name} is on no page"

@@ -13,7 +13,11 @@ Quantity = Literal["target", "epsilon", "velocity", "score"]
 
 
 def coefficients(
-    scheduler: Scheduler, source: Quantity, target: Quantity, t: Tensor
+    scheduler: Scheduler,
+    source: Quantity,
+    target: Quantity,
+    t: Tensor,
+    rounding: float = torch.finfo(torch.float64).eps,
 ) -> tuple[Tensor, Tensor]:
     r"""$a$ and $b$ of `target` $= a\,X_t + b\,$`source`, in float64, of `t`'s shape; NaN where they do not exist.
 
@@ -32,12 +36,13 @@ def coefficients(
         source: what is given beside $X_t$.
         target: what is wanted.
         t: times of any shape.
+        rounding: an end counts as reached where the other end's share of $X_t$ is below it. Not 0, because
+            upstream's cosine ends at 6e-17.
     """
     out = scheduler(double(single(t)))
     alpha, sigma = out.alpha_t, out.sigma_t
-    eps = torch.finfo(alpha.dtype).eps  # upstream's cosine ends at 6e-17, not at 0
-    at_data = sigma.abs() <= eps * alpha.abs()
-    at_source = alpha.abs() <= eps * sigma.abs()
+    at_data = sigma.abs() <= rounding * alpha.abs()
+    at_source = alpha.abs() <= rounding * sigma.abs()
     alpha, sigma = torch.where(at_source, 0.0, alpha), torch.where(at_data, 0.0, sigma)
 
     if {source, target} == {"velocity", "score"}:
