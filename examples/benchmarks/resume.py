@@ -74,8 +74,11 @@ def newest(output_dir: Path) -> int:
     return int(checkpoint.name.removeprefix("step_")) if checkpoint else 0
 
 
-def partial(output_dir: Path) -> bool:
-    return output_dir.is_dir() and any(name.endswith(".partial") for name in os.listdir(output_dir))
+def unfinished(output_dir: Path) -> set[int]:
+    """Half-written checkpoints, by inode: one that an earlier kill has left is not counted again."""
+    if not output_dir.is_dir():
+        return set()
+    return {entry.inode() for entry in os.scandir(output_dir) if entry.name.endswith(".partial")}
 
 
 def kill_at(moment: str, output_dir: Path, processes: int, rng: random.Random) -> None:
@@ -89,7 +92,7 @@ def kill_at(moment: str, output_dir: Path, processes: int, rng: random.Random) -
             assert all(process.poll() is None for process in running), "ended before it was killed"
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.2) if moment == "training" else 0)
-        while moment == "saving" and not partial(output_dir):
+        while moment == "saving" and not unfinished(output_dir):
             pass
     for process in running:
         process.kill()
@@ -112,8 +115,9 @@ def compare(processes: int, folder: Path) -> None:
     assert not any(process.wait() for process in launch(folder / "whole", processes))
     inside = 0
     for number, moment in enumerate(rng.sample(MOMENTS, len(MOMENTS)), start=1):
+        before = unfinished(folder / "killed")
         kill_at(moment, folder / "killed", processes, rng)
-        left = partial(folder / "killed")
+        left = bool(unfinished(folder / "killed") - before)
         inside += left
         step = newest(folder / "killed")
         print(
