@@ -25,7 +25,7 @@ class TrainerConfig:
         decay: its course after the warm-up.
         grad_clip: the norm to which gradients are clipped; None: not at all.
         ema_decay: the decay of `ExponentialMovingAverage`, which has a warm-up of its own; None: no average.
-        log_every: steps between two readings of the loss, the only times when the device is waited for.
+        log_every: steps between two readings of the loss, each of which waits for the device.
         save_every: steps between two checkpoints; None: only at the end and at a SIGTERM.
         keep: the number of newest checkpoints kept.
         output_dir: where checkpoints go, on a file system that all processes share; None: no checkpoints.

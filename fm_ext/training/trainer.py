@@ -32,7 +32,7 @@ class Trainer:
 
     AdamW, warm-up and decay of the learning rate, clipping, and an average of the weights. Devices, processes, mixed
     precision and gradient accumulation are as the `Accelerator` was configured. Between two readings of the loss
-    nothing waits for the device.
+    one process does not wait for its device; several do every 5 steps, to agree on a SIGTERM.
 
     Args:
         model: the network, not prepared; compiled or not. It is trained in place.
