@@ -37,7 +37,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--dataset", default=DIGITS)
 parser.add_argument("--size", type=int, default=28)
 parser.add_argument("--mask", choices=MASKS, default="Hybrid", help="the masks of training")
-parser.add_argument("--steps", type=int, default=2 if SMOKE else 750)
+parser.add_argument("--steps", type=int, default=2 if SMOKE else 650)
 parser.add_argument("--batch-size", type=int, default=64)
 parser.add_argument("--lr", type=float, default=2e-3)
 parser.add_argument("--unet", type=json.loads, default={}, help="changes, '{\"channels\": 32}'")

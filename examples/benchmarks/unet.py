@@ -61,7 +61,7 @@ def nets(size: int) -> dict[str, nn.Module]:
     )
     for stage in [*same.down, *same.up]:  # at the lowest level the peers attend in the middle only
         if isinstance(stage, nn.ModuleList) and stage[-1].__class__.__name__ == "Attention":
-            if stage[-1].qkv.in_channels != 32 * mult[level]:
+            if stage[-1].qkv.in_features != 32 * mult[level]:
                 del stage[-1]
     torchcfm = UNetModelWrapper(dim=(channels, size, size), num_channels=32, num_res_blocks=1)
     return {

@@ -67,7 +67,10 @@ def unpack(
 
 def _ones(words: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
     """Number of bits set in each word: added in pairs, nibbles and bytes, then all bytes at once."""
-    pairs = words - ((words >> 1) & 0x5555555555555555)
-    nibbles = (pairs & 0x3333333333333333) + ((pairs >> 2) & 0x3333333333333333)
-    octets = (nibbles + (nibbles >> 4)) & 0x0F0F0F0F0F0F0F0F
-    return (octets * 0x0101010101010101) >> 56
+    rest = words >> 1
+    ones = words - rest.bitwise_and_(0x5555555555555555)
+    torch.bitwise_right_shift(ones, 2, out=rest)
+    ones.bitwise_and_(0x3333333333333333).add_(rest.bitwise_and_(0x3333333333333333))
+    torch.bitwise_right_shift(ones, 4, out=rest)
+    ones.add_(rest).bitwise_and_(0x0F0F0F0F0F0F0F0F)
+    return ones.mul_(0x0101010101010101).bitwise_right_shift_(56)

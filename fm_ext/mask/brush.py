@@ -32,8 +32,9 @@ class FreeForm(Mask):
         length: Smallest and largest length of a segment.
         width: Smallest and largest width of a stroke, above 0.
         turn: Smallest and largest angle between a segment and its stroke's heading, in radians.
-        area: Bounds of the missing fraction, see [`Mask`][fm_ext.mask.Mask]. A drawing that is too
-            large is drawn smaller, one that is too small with a wider brush.
+        area: Bounds of the missing fraction, see [`Mask`][fm_ext.mask.Mask]. Strokes that hide too
+            much or too little are drawn smaller or larger, and with a wider brush where larger ones
+            do not fit.
     """
 
     strokes: tuple[int, int] = (1, 3)
@@ -65,7 +66,7 @@ class FreeForm(Mask):
         side = 1 - 2 * (torch.arange(first.shape[1], device=device) % 2)
         angle = heading + side * between(self.turn, noise[4])
         unit = math.sqrt(size[0] * size[1])
-        length = unit * between(self.length, noise[5])
+        length = unit * between(self.length, noise[5]) * used
         radius = unit / 2 * between(self.width, width) * used
         strokes = chain(noise[:2], angle, length, radius, first, size)
         return paint(strokes, size, pixels, wish=noise[6, :, 0])

@@ -16,16 +16,15 @@ from fm_ext.mask.stroke import between, chain, share_out
 @final
 @dataclass(frozen=True, kw_only=True)
 class Irregular(Mask):
-    """Wide polygonal chains: the large irregular holes of LaMa.
+    r"""Wide polygonal chains: the large irregular holes of LaMa.
 
     Each segment has its own width and keeps within `turn` of the chain's heading, so that chains
     cross the image where `FreeForm` scribbles in a place. The defaults follow the wide masks of
-    Suvorov et al. 2022 (https://arxiv.org/abs/2109.07161, section 2.3), in the area range of Liu et
-    al. 2018 (https://arxiv.org/abs/1804.07723, section 4.1): 40 % of an image on average, 10 to 70 %
-    almost always.
+    Suvorov et al. 2022 (https://arxiv.org/abs/2109.07161, section 2.3). They hide 40 % of an image
+    on average, 10 to 70 % almost always; Liu et al. 2018 (https://arxiv.org/abs/1804.07723, section
+    4.1) sort their irregular masks by area, which `area` does here.
 
-    Lengths and widths are relative to the square root of height times width, the side of a square
-    image.
+    Lengths and widths are relative to $\sqrt{hw}$, the side of a square image.
 
     Args:
         strokes: Smallest and largest number of chains.
@@ -33,8 +32,9 @@ class Irregular(Mask):
         length: Smallest and largest length of a segment.
         width: Smallest and largest width of a segment, above 0.
         turn: Largest angle between a segment and its chain's heading, in radians.
-        area: Bounds of the missing fraction, see [`Mask`][fm_ext.mask.Mask]. A drawing that is too
-            large is drawn smaller, one that is too small with a wider brush.
+        area: Bounds of the missing fraction, see [`Mask`][fm_ext.mask.Mask]. Strokes that hide too
+            much or too little are drawn smaller or larger, and with a wider brush where larger ones
+            do not fit.
     """
 
     strokes: tuple[int, int] = (1, 5)
@@ -65,7 +65,7 @@ class Irregular(Mask):
         heading = math.tau * noise[2].gather(1, first)
         angle = heading + between((-self.turn, self.turn), noise[3])
         unit = math.sqrt(size[0] * size[1])
-        length = unit * between(self.length, noise[4])
+        length = unit * between(self.length, noise[4]) * used
         radius = unit / 2 * between(self.width, noise[5]) * used
         strokes = chain(noise[:2], angle, length, radius, first, size)
         return paint(strokes, size, pixels, wish=noise[6, :, 0])

@@ -7,12 +7,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fm_ext.mask import bitmap
-from fm_ext.mask.stroke import Strokes, spans
+from fm_ext.mask.raster import rasterise
+from fm_ext.mask.stroke import Strokes, far_corner
 
 ROUNDS = 6  # bounds 1 % apart are met by all but 1 or 2 shapes in 100
 SMALLEST = -6.0
-# Bytes of the largest intermediate result: one stays in a CPU's cache, the other fills a GPU.
-CPU_BYTES, GPU_BYTES = 1 << 23, 1 << 28
 
 
 def paint(
@@ -25,11 +24,11 @@ def paint(
 ) -> Bool[Tensor, "batch 1 height width"]:
     r"""Paint the strokes of each image, at a scale that brings their area into the bounds.
 
-    A shape whose area is inside the bounds is left as it is. One that is too large is drawn smaller,
-    one that is too small with a wider brush: at the first of up to `ROUNDS` scales that does. The
-    scales follow from the rule of false position, $\log(-\log(1 - \text{area}))$ being almost linear in
-    the logarithm of the scale. If none of them does, the largest shape below the bounds gets the pixels
-    it lacks from the smallest shape above them, row by row: the bounds hold whatever they are.
+    A shape whose area is inside the bounds is left as it is. Another is drawn larger or smaller, at the
+    first of up to `ROUNDS` scales that does; once it spans the image, only its brush grows. The scales
+    follow from the rule of false position, $\log(-\log(1 - \text{area}))$ being almost linear in the
+    logarithm of the scale. If none of them does, the largest shape below the bounds gets the pixels it
+    lacks from the smallest shape above them, row by row: the bounds hold whatever they are.
 
     Args:
         strokes: What to paint, in pixels.
@@ -40,27 +39,41 @@ def paint(
             how many they are: free on a CPU, a stall on a GPU. The masks are the same. By default
             True on a CPU.
     """
-    low, high = pixels
-    total = size[0] * size[1]
-    table = bitmap.prefixes(size[1], wish.device)
     if selective is None:
         selective = wish.device.type == "cpu"
+    table = bitmap.prefixes(size[1], wish.device)
+    words = rasterise(strokes, size, table, selective=selective)
+    count = bitmap.count(words)
+    if not selective or ((count < pixels[0]) | (count > pixels[1])).any():
+        words = _fit(words, count, strokes, size, pixels, wish, table, selective)
+    return bitmap.unpack(words, size[1])[:, None]
+
+
+def _fit(
+    words: Int[Tensor, "batch height word"],
+    count: Int[Tensor, " batch"],
+    strokes: Strokes,
+    size: tuple[int, int],
+    pixels: tuple[int, int],
+    wish: Float[Tensor, " batch"],
+    table: Int[Tensor, "length word"],
+    selective: bool,
+) -> Int[Tensor, "batch height word"]:
+    """Bring the shapes whose `count` of pixels is outside the bounds inside, as `paint` says."""
+    low, high = pixels
+    total = size[0] * size[1]
 
     def level(count: Tensor) -> Tensor:
         return (count.clamp(0.5, total - 0.5) / -total).log1p().neg().log2()
 
     goal = level(low + wish * (high - low))
-    words = table.new_zeros(len(wish), size[0], table.shape[1])
-    count = table.new_zeros(len(wish))
     # The largest shape below the bounds and the smallest above them, each with its scale (a power of
     # two) and level: at first the empty and the full image.
     largest = (math.hypot(*size) / strokes.radius.amax(1)).log2()
-    inner = torch.zeros_like(words), torch.full_like(wish, SMALLEST), level(count)
-    outer = table[-1].expand_as(words), largest, level(count + total)
-    scale, todo = torch.zeros_like(wish), slice(None)
-    for _ in range(1 + ROUNDS):
-        words[todo] = rasterise(scaled(strokes, scale, todo), size, table)
-        count[todo] = bitmap.count(words[todo])
+    inner = torch.zeros_like(words), torch.full_like(wish, SMALLEST), level(0 * count)
+    outer = table[-1].expand_as(words), largest, level(0 * count + total)
+    scale = torch.zeros_like(wish)
+    for attempt in range(ROUNDS + 1):
         small, large = count < low, count > high
         wrong = small | large
         todo = wrong.nonzero()[:, 0] if selective else slice(None)
@@ -68,40 +81,39 @@ def paint(
             break
         shape = words, scale, level(count)
         inner, outer = _choose(small, shape, inner), _choose(large, shape, outer)
+        if attempt == ROUNDS:
+            lacking = low - bitmap.count(inner[0])
+            filled = inner[0] | bitmap.first(outer[0] & ~inner[0], lacking)
+            return filled.where(wrong[:, None, None], words)
         part = (goal - inner[2]) / (outer[2] - inner[2])
         scale = torch.lerp(inner[1], outer[1], part.clamp(0.02, 0.98)).where(wrong, scale)
-    else:
-        wrong = (count < low) | (count > high)
-        lacking = low - bitmap.count(inner[0])
-        filled = inner[0] | bitmap.first(outer[0] & ~inner[0], lacking)
-        words = filled.where(wrong[:, None, None], words)
-    return bitmap.unpack(words, size[1])[:, None]
+        painted = rasterise(scaled(strokes, size, scale, todo), size, table, selective=selective)
+        words[todo], count[todo] = painted, bitmap.count(painted)
+    return words
 
 
 def scaled(
-    strokes: Strokes, scale: Float[Tensor, " batch"], images: slice | Int[Tensor, " image"]
+    strokes: Strokes,
+    size: tuple[int, int],
+    scale: Float[Tensor, " batch"],
+    images: slice | Int[Tensor, " image"],
 ) -> Strokes:
-    """The strokes of some images, 2^scale times as wide and, if that is below 1, as long."""
+    """The strokes of some images, 2^scale times as large.
+
+    The point (x, y) that stays is the one that divides the image as it divides the strokes' bounding
+    box. They reach the borders on both sides at once then, where the box is as wide or high as the
+    image; from there on only the brush grows.
+    """
     start, end, radius = (part[images] for part in strokes)
+    points, border = torch.cat([start, end], dim=1), far_corner(size, start)
+    low, high = points.amin(1), points.amax(1)
+    extent = (high - low).clamp_min(1e-6)
+    stays = border * (low / (border - extent).clamp_min(1e-6)).clamp(0, 1)
     factor = scale[images, None].exp2()
-    corner, shrink = start[:, :1], factor.clamp(max=1)[..., None]
-    return Strokes(
-        torch.lerp(corner, start, shrink), torch.lerp(corner, end, shrink), radius * factor
-    )
-
-
-def rasterise(
-    strokes: Strokes, size: tuple[int, int], table: Int[Tensor, "length word"]
-) -> Int[Tensor, "batch height word"]:
-    """The pixels whose centres the strokes of each image cover, as many images at once as fit."""
-    batch, segments = strokes.radius.shape
-    words = table.new_empty(batch, size[0], table.shape[1])
-    memory = CPU_BYTES if table.device.type == "cpu" else GPU_BYTES
-    chunk = max(1, memory // (2 * size[0] * segments * table[0].nbytes))
-    for i in range(0, batch, chunk):
-        part = Strokes(*(field[i : i + chunk] for field in strokes))
-        words[i : i + chunk] = bitmap.union(spans(part, size), table)
-    return words
+    room = (border / extent).amin(1, keepdim=True).clamp_min(1)
+    longer = torch.minimum(factor, room)[..., None]
+    start, end = (torch.lerp(stays[:, None], vertex, longer) for vertex in (start, end))
+    return Strokes(start, end, radius * factor)
 
 
 def _choose(

@@ -31,14 +31,15 @@ def share_out(
     """Share a random number of segments out among a random number of strokes, evenly.
 
     Returns:
-        For each segment the index of the first segment of its stroke, and whether it is used at all.
+        For each segment the index of the first segment of its stroke, and whether it is used at all;
+        segments that are not count as the last stroke's.
     """
     number, total = (
         torch.randint(low, high + 1, (batch, 1), device=device, generator=generator)
         for low, high in (strokes, segments)
     )
     index = torch.arange(segments[1], device=device)
-    stroke = index * number // total
+    stroke = torch.minimum(index * number // total, number - 1)
     return -(-stroke * total // number), index < total
 
 
@@ -47,6 +48,12 @@ def between(
 ) -> Float[Tensor, "batch segment"]:
     """Numbers in `bounds` from numbers in [0, 1)."""
     return bounds[0] + (bounds[1] - bounds[0]) * noise
+
+
+def far_corner(size: tuple[int, int], like: Tensor) -> Float[Tensor, "2"]:
+    """Where an image of this height and width ends, (x, y), as a tensor beside `like`."""
+    corner = torch.tensor([size[1], size[0]], dtype=like.dtype, device="cpu")
+    return corner.to(like.device, non_blocking=True)
 
 
 def chain(
@@ -67,16 +74,14 @@ def chain(
         first: Index of the first segment of each segment's stroke.
         size: Height and width of the image.
     """
-    vertices = []
-    for at, step, border in zip(origin, (angle.cos(), angle.sin()), reversed(size), strict=True):
-        end = (step * length).cumsum(1)
-        begin = end - step * length
-        shift = (border * at - begin).gather(1, first)
-        vertices += [
-            border - (border - (p + shift).remainder(2 * border)).abs() for p in (begin, end)
-        ]
-    start_x, end_x, start_y, end_y = vertices
-    return Strokes(torch.stack([start_x, start_y], -1), torch.stack([end_x, end_y], -1), radius)
+    step = torch.stack([angle.cos(), angle.sin()]) * length
+    border = far_corner(size, step)[:, None, None]
+    end = step.cumsum(2)
+    begin = end - step
+    shift = (border * origin - begin).gather(2, first.expand_as(step))
+    vertices = torch.stack([begin + shift, end + shift])
+    start, end = border - (border - vertices.remainder(2 * border)).abs()
+    return Strokes(start.permute(1, 2, 0), end.permute(1, 2, 0), radius)
 
 
 def spans(strokes: Strokes, size: tuple[int, int]) -> Int[Tensor, "2 height segment batch"]:

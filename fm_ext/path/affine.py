@@ -69,19 +69,15 @@ class AffineProbPath(UpstreamAffineProbPath):
             dx_t = y - x
         else:
             out = self.scheduler(double(t))
-            alpha, d_alpha = (
-                out.alpha_t.to(compute).view(shape),
-                out.d_alpha_t.to(compute).view(shape),
-            )
+            alpha = out.alpha_t.to(compute).view(shape)
+            d_alpha = out.d_alpha_t.to(compute).view(shape)
             # The in-place operations write into tensors made on the same line: autograd has saved none of them.
             if isinstance(self.scheduler, ConvexScheduler):
                 x_t = torch.lerp(x, y, alpha)
                 dx_t = (y - x).mul_(d_alpha)
             else:
-                sigma, d_sigma = (
-                    out.sigma_t.to(compute).view(shape),
-                    out.d_sigma_t.to(compute).view(shape),
-                )
+                sigma = out.sigma_t.to(compute).view(shape)
+                d_sigma = out.d_sigma_t.to(compute).view(shape)
                 x_t = (sigma * x).addcmul_(alpha, y)
                 dx_t = (d_sigma * x).addcmul_(d_alpha, y)
         return PathSample(x_t=x_t.to(dtype), dx_t=dx_t.to(dtype), x_1=x_1, x_0=x_0, t=t)
@@ -204,7 +200,7 @@ class AffineProbPath(UpstreamAffineProbPath):
         shape = time_shape(t, x_t)
         dtype = torch.promote_types(value.dtype, x_t.dtype)
         compute = torch.promote_types(dtype, torch.float32)
-        a, b = coefficients(self.scheduler, source, target, t, torch.finfo(compute).eps)
+        a, b = coefficients(self.scheduler, source, target, t)
         _refuse_undetermined(f"{source}_to_{target}", a, t)
         a, b = a.to(compute).view(shape), b.to(compute).view(shape)
         # An infinite velocity at the data must not turn the answer, which does not depend on it, into NaN.

@@ -13,7 +13,7 @@ Quantity = Literal["target", "epsilon", "velocity", "score"]
 
 
 def coefficients(
-    scheduler: Scheduler, source: Quantity, target: Quantity, t: Tensor, eps: float
+    scheduler: Scheduler, source: Quantity, target: Quantity, t: Tensor
 ) -> tuple[Tensor, Tensor]:
     r"""$a$ and $b$ of `target` $= a\,X_t + b\,$`source`, in float64, of `t`'s shape; NaN where they do not exist.
 
@@ -32,12 +32,12 @@ def coefficients(
         source: what is given beside $X_t$.
         target: what is wanted.
         t: times of any shape.
-        eps: relative rounding of $X_t$. An end counts as reached where the other end's share is below it.
     """
     out = scheduler(double(single(t)))
     alpha, sigma = out.alpha_t, out.sigma_t
-    at_data = sigma.abs() <= eps / 2 * alpha.abs()
-    at_source = alpha.abs() <= eps / 2 * sigma.abs()
+    eps = torch.finfo(alpha.dtype).eps  # upstream's cosine ends at 6e-17, not at 0
+    at_data = sigma.abs() <= eps * alpha.abs()
+    at_source = alpha.abs() <= eps * sigma.abs()
     alpha, sigma = torch.where(at_source, 0.0, alpha), torch.where(at_data, 0.0, sigma)
 
     if {source, target} == {"velocity", "score"}:

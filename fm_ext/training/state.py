@@ -18,8 +18,8 @@ def save_state(
 ) -> None:
     """Saves the weights as safetensors, and by accelerate the optimiser and the objects registered with it.
 
-    The weights are not accelerate's own copy, whose names depend on the wrappers around the model: a file written by
-    two processes would not load into a bare network.
+    The weights are not left to accelerate, which names those of a compiled model otherwise, and saves every other model
+    that it has prepared too, frozen ones included.
 
     Args:
         folder: exists; all processes call this.

@@ -36,17 +36,17 @@ def test_each_kind_has_its_share_of_a_batch_rounded(weights, batch):
 
 
 def test_proportions_are_the_weights_for_every_image_of_a_batch():
-    drawn = torch.stack([kinds(3, (1.0, 2.0, 5.0)) for _ in range(1500)])
+    drawn = torch.stack([kinds(3, (1.0, 2.0, 5.0)) for _ in range(500)])
     for image in drawn.unbind(1):
         share = image.bincount(minlength=3) / len(drawn)
-        torch.testing.assert_close(share, torch.tensor([1, 2, 5]) / 8, atol=0.04, rtol=0)
+        torch.testing.assert_close(share, torch.tensor([1, 2, 5]) / 8, atol=0.07, rtol=0)
 
 
 def test_order_is_random():
-    drawn = torch.stack([kinds(4, None, count=2) for _ in range(1000)])
+    drawn = torch.stack([kinds(4, None, count=2) for _ in range(400)])
     patterns, counts = drawn.unique(dim=0, return_counts=True)
     assert len(patterns) == 6  # two of each kind in every order
-    assert counts.min() > 100
+    assert counts.min() > 40
 
 
 def test_no_mask_comes_twice():

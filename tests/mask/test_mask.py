@@ -1,13 +1,14 @@
 """What holds for every mask."""
 
-from dataclasses import FrozenInstanceError, dataclass
+import re
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, Mask, RandomBox
+from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
 from fm_ext.mask.mask import pixel_bounds
 
 ANY = (0.01, 1.0)
@@ -200,20 +201,14 @@ def test_turn_of_irregular_out_of_range():
         Irregular(turn=-1.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Left(Mask):
-    """The example of the docs: everything left of a random column is missing."""
-
-    def draw(self, batch, size, pixels, device, generator):
-        height, width = size
-        low, high = -(-pixels[0] // height), pixels[1] // height
-        columns = torch.randint(low, high + 1, (batch,), device=device, generator=generator)
-        mask = torch.arange(width, device=device) < columns[:, None]
-        return mask[:, None, None].expand(batch, 1, height, width).clone()
-
-
-def test_a_mask_of_ones_own():
-    masks = Left(area=(0.2, 0.4))(20, (10, 30))
+def test_the_page_on_masks_runs(request):
+    page = (request.config.rootpath / "docs/content/masks.md").read_text()
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        if "--8<--" not in block:  # an example, which has its own test
+            exec(block, names)
+    own = names["LeftPart"]
+    masks = own(area=(0.2, 0.4))(20, (10, 30))
     assert all(allowed(n, 300, (0.2, 0.4)) for n in missing(masks))
-    mixed = Hybrid(masks=(Left(), RandomBox()), area=(0.2, 0.4))(20, (10, 30))
+    mixed = Hybrid(masks=(own(), RandomBox()), area=(0.2, 0.4))(20, (10, 30))
     assert all(allowed(n, 300, (0.2, 0.4)) for n in missing(mixed))

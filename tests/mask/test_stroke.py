@@ -7,7 +7,8 @@ from torch import Tensor
 import fm_ext.mask.brush
 import fm_ext.mask.irregular
 from fm_ext.mask import FreeForm, Irregular, bitmap
-from fm_ext.mask.paint import paint, rasterise
+from fm_ext.mask.paint import paint, scaled
+from fm_ext.mask.raster import rasterise
 from fm_ext.mask.stroke import Strokes, share_out
 
 brushes = pytest.mark.parametrize("kind", [FreeForm, Irregular])
@@ -37,26 +38,32 @@ def random_strokes(batch: int, segments: int, size: tuple[int, int]) -> Strokes:
     return Strokes(start, end, torch.rand(batch, segments) * 0.2 * min(size))
 
 
-@pytest.mark.parametrize("size", [(8, 8), (24, 40), (30, 64), (20, 65), (13, 200)])
+@pytest.mark.parametrize("size", [(8, 8), (32, 40), (30, 64), (65, 65), (13, 200)])
 @pytest.mark.parametrize("segments", [1, 2, 5, 8])
-def test_strokes_are_the_pixels_nearer_than_the_radius(size, segments):
+@pytest.mark.parametrize("selective", [True, False])
+def test_strokes_are_the_pixels_nearer_than_the_radius(size, segments, selective):
     strokes = random_strokes(20, segments, size)
     strokes.start[0, 0, 1] = strokes.end[0, 0, 1]  # level
     strokes.start[1, 0, 0] = strokes.end[1, 0, 0]  # upright
     strokes.start[2, 0] = strokes.end[2, 0]  # a point
     strokes.start[3, 0, 1] = strokes.end[3, 0, 1] + 1e-4  # almost level
     strokes.radius[4] = 0  # nothing
-    words = rasterise(strokes, size, bitmap.prefixes(size[1], strokes.radius.device))
+    table = bitmap.prefixes(size[1], strokes.radius.device)
+    words = rasterise(strokes, size, table, selective=selective)
     assert_painted(bitmap.unpack(words, size[1]), strokes, size)
     assert not words[4].any()
 
 
-def test_images_are_worked_on_in_chunks(monkeypatch):
-    strokes, size = random_strokes(11, 4, (40, 70)), (40, 70)
+@pytest.mark.parametrize("selective", [True, False])
+@pytest.mark.parametrize("batch", [0, 1, 2, 11])
+def test_how_much_is_painted_at_once_does_not_matter(selective, batch, monkeypatch):
+    strokes, size = random_strokes(batch, 4, (40, 70)), (40, 70)
     table = bitmap.prefixes(size[1], strokes.radius.device)
-    whole = rasterise(strokes, size, table)
-    monkeypatch.setattr("fm_ext.mask.paint.CPU_BYTES", 4 * 2 * 40 * 4 * 16)
-    assert torch.equal(whole, rasterise(strokes, size, table))
+    whole = rasterise(strokes, size, table, selective=selective)
+    monkeypatch.setattr("fm_ext.mask.raster.BAND", 8)
+    monkeypatch.setattr("fm_ext.mask.raster.BANDS", 5)
+    monkeypatch.setattr("fm_ext.mask.raster.GPU_BYTES", 4 * 2 * 40 * 4 * 16)
+    assert torch.equal(whole, rasterise(strokes, size, table, selective=selective))
 
 
 @pytest.fixture
@@ -185,3 +192,26 @@ def test_a_shape_outside_the_bounds_comes_close_to_its_wish():
     assert moved.sum() > 50
     error = (counts - (6000 + 2000 * wish))[moved]
     assert error.abs().mean() < 400
+
+
+@brushes
+@pytest.mark.parametrize("scale", [-3.0, -1.0, 0.0, 0.5, 4.0])
+def test_scaled_strokes_keep_their_shape_and_stay_inside(kind, scale, draw):
+    size = (60, 90)
+    _, strokes = draw(kind, 50, size)
+    images = torch.arange(50)
+    start, end, radius = scaled(strokes, size, torch.full((50,), scale), images)
+    torch.testing.assert_close(radius, strokes.radius * 2**scale)
+    if scale == 0:
+        assert torch.equal(start, strokes.start)
+        assert torch.equal(end, strokes.end)
+    before, after = ((p[:, :, None] - p[:, None]).norm(dim=-1) for p in (strokes.start, start))
+    ratio = after.sum((1, 2)) / before.sum((1, 2))  # of all distances of an image
+    torch.testing.assert_close(after, before * ratio[:, None, None], atol=1e-2, rtol=1e-3)
+    vertices = torch.cat([start, end], 1) / torch.tensor([90.0, 60.0])
+    assert (vertices > -1e-4).all()
+    assert (vertices < 1 + 1e-4).all()
+    full = (vertices.amax(1) - vertices.amin(1)).amax(1) > 0.999
+    torch.testing.assert_close(ratio[~full], torch.full_like(ratio[~full], 2**scale))
+    assert (ratio[full] <= 2**scale + 1e-3).all()
+    assert full.any() == (scale > 0)

@@ -16,7 +16,7 @@ def tiny(**changes) -> UNet:
 def awake(net: nn.Module) -> nn.Module:
     """Gives the zero-initialised convolutions weights, as after some training."""
     for module in net.modules():
-        if isinstance(module, nn.Conv2d) and not module.weight.any():
+        if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.any():
             nn.init.normal_(module.weight, std=0.05)
     return net
 
@@ -108,12 +108,13 @@ def test_upsample_is_nearest_copy_and_convolution():
 @pytest.mark.parametrize("heads", [1, 4])
 def test_attention_against_softmax(heads):
     attention = Attention(16, 16 // heads).double()
-    attention.out = nn.Conv2d(16, 16, 1).double()
+    attention.out = nn.Linear(16, 16).double()
     x = torch.randn(2, 16, 3, 5, dtype=torch.float64)
-    q, k, v = attention.qkv(attention.norm(x)).reshape(2, 3, heads, 16 // heads, 15).unbind(1)
-    weights = (q.mT @ k / (16 // heads) ** 0.5).softmax(-1)
-    h = (weights @ v.mT).mT.reshape(2, 16, 3, 5)
-    torch.testing.assert_close(attention(x), x + attention.out(h))
+    tokens = attention.norm(x).flatten(2).mT
+    q, k, v = attention.qkv(tokens).reshape(2, 15, 3, heads, 16 // heads).unbind(2)
+    weights = (torch.einsum("bihd,bjhd->bhij", q, k) / (16 // heads) ** 0.5).softmax(-1)
+    h = attention.out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))
+    torch.testing.assert_close(attention(x), x + h.mT.reshape(2, 16, 3, 5))
 
 
 @pytest.mark.parametrize("size", [28, 32, 64, 128, 256])

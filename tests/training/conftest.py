@@ -1,5 +1,6 @@
 """A small problem to train on, and accelerate without a memory of the test before."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,12 @@ def fresh_accelerate() -> Iterator[None]:
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def no_power_cuts(monkeypatch) -> None:
+    """Waiting for the disk guards against nothing else, and takes seconds where others write."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def make_net() -> nn.Module:

@@ -1,6 +1,6 @@
 """Trains a little and kills itself at the moment that is named; started by test_resume.py.
 
-python killed.py OUTPUT_DIR write|rename|prune|sigterm|never
+python killed.py OUTPUT_DIR write|rename|prune|sigterm
 """
 
 import os
@@ -27,10 +27,12 @@ data = TensorDataset(torch.randn(32, 3, generator=torch.Generator().manual_seed(
 
 
 def fatal(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Replaces a function by death, in the second save; "prune": while the first checkpoint is deleted."""
+    """Replaces a function by death in the second save; "prune": when the first checkpoint is deleted by half."""
 
     def replacement(*args: Any, **kwargs: Any) -> Any:
         if trainer.step == 8 and (name != "prune" or "step_00000004" in str(args[0])):
+            if name == "prune":
+                (Path(args[0]) / "optimizer.bin").unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
 
@@ -45,6 +47,7 @@ def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
     return model(batch[0] + torch.randn_like(batch[0])).square().mean()
 
 
+os.fsync = lambda descriptor: None  # a kill is no power cut
 os.replace = fatal("rename", os.replace)
 shutil.rmtree = fatal("prune", shutil.rmtree)
 torch.save = fatal("write", torch.save)

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from fm_ext.training import NonFiniteLossError, Trainer, TrainerConfig
 
+os.fsync = lambda descriptor: None  # no power cut will come
 output_dir = Path(sys.argv[1])
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
 rank = accelerator.process_index

@@ -1,6 +1,8 @@
+import copy
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,13 +59,13 @@ def test_weights_load_without_a_trainer(make_trainer, tmp_path, net) -> None:
 
 
 def test_compiled_models_write_and_load_plain_names(make_trainer, tmp_path, net) -> None:
-    trainer = make_trainer(model=torch.compile(net, backend="eager"), output_dir=tmp_path)
-    trainer.fit()
-    fresh = nn.Sequential(
-        *[type(m)(*a) for m, a in zip(net, ((3, 8), (8,), (), (), (8, 3)), strict=True)]
-    )
+    fresh = copy.deepcopy(net)
+    make_trainer(model=torch.compile(net, backend="eager"), output_dir=tmp_path).fit()
     load_weights(tmp_path, torch.compile(fresh, backend="eager"), ema=False)
     torch.testing.assert_close(fresh.state_dict(), net.state_dict(), rtol=0, atol=0)
+    resumed = make_trainer(model=torch.compile(fresh, backend="eager"), output_dir=tmp_path)
+    resumed.fit()
+    assert resumed.step == 10
 
 
 class Tied(nn.Module):
@@ -140,6 +142,23 @@ def test_leftovers_of_killed_saves_are_deleted(make_trainer, tmp_path) -> None:
     assert path == tmp_path / "step_00000003"
     assert manifest["step"] == 3
     assert names(tmp_path) == ["notes", "step_00000003"]
+
+
+def test_all_is_on_the_disk_before_the_checkpoint_appears(
+    make_trainer, tmp_path, monkeypatch
+) -> None:
+    events = []
+    replace = os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: events.append(Path(f"/proc/self/fd/{fd}").readlink())
+    )
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), replace(a, b)))
+    make_trainer(steps=3, output_dir=tmp_path).fit()
+    at = events.index("rename")
+    partial = tmp_path / ".step_00000003.partial"
+    written = {partial / name for name in names(tmp_path / "step_00000003")}
+    assert {*events[:at]} == {*written, partial}
+    assert events[at - 1] == partial and events[at + 1] == tmp_path
 
 
 def test_objects_registered_with_accelerate_are_saved_too(make_trainer, tmp_path) -> None:

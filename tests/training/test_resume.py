@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import DataLoaderConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fm_ext.training import latest_checkpoint
+from fm_ext.training.checkpoint import find_checkpoint
 
 DATA = TensorDataset(torch.randn(22, 3, generator=torch.Generator().manual_seed(2)))
 
@@ -274,11 +275,13 @@ def test_a_kill_inside_a_save_leaves_a_usable_checkpoint(moment, tmp_path) -> No
     """`killed.py` trains 8 steps, saves at 4 and 8 and kills itself (-9) in the second save."""
     killed = run(tmp_path, moment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    newest = latest_checkpoint(tmp_path)
-    assert newest and newest.name == ("step_00000008" if moment == "prune" else "step_00000004")
-    if moment == "rename":
-        assert run(tmp_path, "never").returncode == 0
-        assert [path.name for path in tmp_path.iterdir()] == ["step_00000008"], "no leftovers"
+    good = "step_00000008" if moment == "prune" else "step_00000004"
+    assert latest_checkpoint(tmp_path) == tmp_path / good
+    path, _ = find_checkpoint(tmp_path, Accelerator(cpu=True))
+    assert path == tmp_path / good
+    assert [path.name for path in tmp_path.iterdir()] == [good], (
+        "no leftovers, and no warning of any"
+    )
 
 
 def test_sigterm_to_the_whole_job_spares_the_workers(tmp_path) -> None:

@@ -236,32 +236,35 @@ def test_the_watch_for_reading_works() -> None:
         bool(torch.ones(()) > 0)
 
 
-def test_what_is_logged(make_trainer, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_is_logged(make_trainer, monkeypatch, accumulate) -> None:
+    """Means since the last time; of 5 batches an epoch, 2 accumulated make steps of 2, 2 and 1."""
     logged: list[tuple[int, dict[str, float]]] = []
+    losses: list[list[float]] = []  # by step
+
+    def remembered(model: nn.Module, batch: Any) -> Tensor:
+        loss = linear(model, batch)
+        losses.extend([] for _ in range(trainer.step + 1 - len(losses)))
+        losses[trainer.step].append(loss.item())
+        return loss
+
     trainer = make_trainer(
         model=nn.Linear(3, 2),
-        loss=linear,
+        loss=remembered,
         loader=DataLoader(pairs(20), 4),
         steps=7,
         log_every=3,
         warmup=2,
+        accelerator={"gradient_accumulation_steps": accumulate},
     )
-    losses = []
-    loss = trainer.loss
-
-    def remembered(model: nn.Module, batch: Any) -> Tensor:
-        losses.append(loss(model, batch))
-        return losses[-1]
-
-    trainer.loss = remembered
     monkeypatch.setattr(
         trainer.accelerator, "log", lambda values, step: logged.append((step, values))
     )
     trainer.fit()
     assert [step for step, _ in logged] == [3, 6, 7]
-    windows = [losses[:3], losses[3:6], losses[6:]]
-    for (step, values), window in zip(logged, windows, strict=True):
-        assert values["loss"] == pytest.approx(sum(window).item() / len(window))
+    means = [sum(step) / len(step) for step in losses]
+    for (step, values), window in zip(logged, (means[:3], means[3:6], means[6:]), strict=True):
+        assert values["loss"] == pytest.approx(sum(window) / len(window))
         assert values["lr"] == pytest.approx(0.01 * trainer.config.lr_factor(step - 1))
         assert values["grad_norm"] > 0
 
