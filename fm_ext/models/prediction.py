@@ -18,13 +18,13 @@ class PredictionVelocityModel(ModelWrapper):
     With $x = \alpha_t \hat x_1 + \sigma_t \hat x_0$, one of the two ends gives the other, and so (Lipman et al., arXiv
     2412.06264, equations 4.55 to 4.57)
 
-    | `prediction` | the network estimates                       | needs `t_eps` at                             |
-    |--------------|---------------------------------------------|----------------------------------------------|
-    | "x_1"        | $E[X_1 \mid X_t = x]$                       | $\sigma = 0$, the data                       |
-    | "x_0"        | $E[X_0 \mid X_t = x]$, whatever the source  | $\alpha = 0$, the source; $\dot\sigma = -\infty$ |
-    | "epsilon"    | the same, of a source $N(0, I)$             | the same                                     |
-    | "score"      | $\nabla \ln p_t(x)$, for a source $N(0, I)$ | $\alpha = 0$ unless $\dot\alpha = 0$         |
-    | "velocity"   | $E[\dot X_t \mid X_t = x]$                  | nowhere                                      |
+    | `prediction` | the network estimates                        | keeps `t_eps` from an end with                   |
+    |--------------|----------------------------------------------|--------------------------------------------------|
+    | "x_1"        | $E[X_1 \mid X_t = x]$                        | $\sigma = 0$, the data                           |
+    | "x_0"        | $E[X_0 \mid X_t = x]$, whatever the source   | $\alpha = 0$, the source; $\dot\sigma = -\infty$ |
+    | "epsilon"    | the same, of a source $N(0, I)$              | the same                                         |
+    | "score"      | $\nabla \ln p_t(x)$, for a source $N(0, I)$  | $\alpha = 0$                                     |
+    | "velocity"   | $E[\dot X_t \mid X_t = x]$                   | none                                             |
 
     "epsilon" and "x_0" are one formula. They part when the source is not that Gaussian: a network trained to find the
     noise in `sketch + 0.1 * noise` predicts neither.

@@ -43,12 +43,11 @@ def regular_times(
         return 0.0, 1.0
     near = torch.cat([2.0 ** -torch.arange(100, dtype=torch.float64), torch.zeros(1)])
     times = torch.stack([t_eps[0] * near, 1 - t_eps[1] * near])
-    rounding = torch.finfo(torch.float32).eps
-    exists = coefficients(scheduler, source, target, times, rounding)[0].isfinite()
+    exists = coefficients(scheduler, source, target, times)[0].isfinite()
     if not bool(exists[:, 0].all()):
         raise ValueError(
-            f"`t_eps` = {t_eps} is too small for {scheduler}: in float32 `x_t` is still all {source} or none, "
-            f"and does not determine the {target}."
+            f"`t_eps` = {t_eps} is too small for {scheduler}: `x_t` and the {source} do not determine the {target} "
+            "there either, because one end's share of `x_t` is below rounding."
         )
     first, last = exists.all(dim=1).tolist()
     return 0.0 if first else t_eps[0], 1.0 if last else 1 - t_eps[1]

@@ -112,8 +112,9 @@ def test_gradients_extras_and_half_precision():
     )
     x = torch.ones(5, 2, dtype=torch.bfloat16, requires_grad=True)
     # Each of the steps moves the state by less than bfloat16's rounding.
-    sample = ExponentialSolver(model).sample(x, 5e-4, enable_grad=True, scale=0.5)
-    exact = ExponentialSolver(wide).sample(torch.ones(5, 2).double(), 5e-4, scale=0.5)
+    grid = torch.tensor([0.0, 0.2])
+    sample = ExponentialSolver(model).sample(x, 5e-4, grid, enable_grad=True, scale=0.5)
+    exact = ExponentialSolver(wide).sample(torch.ones(5, 2).double(), 5e-4, grid, scale=0.5)
     torch.testing.assert_close(sample.double(), exact, rtol=2e-2, atol=0)
     sample.sum().backward()
     assert x.grad.isfinite().all() and x.grad.ne(0).all()
