@@ -12,7 +12,7 @@ HEAVY = (
     "diffusers",
     "streamlit",
 )
-CORE = ("fm_ext", "fm_ext.loss", "fm_ext.mask", "fm_ext.models", "fm_ext.path")
+CORE = ("fm_ext", "fm_ext.loss", "fm_ext.mask", "fm_ext.models", "fm_ext.path", "fm_ext.solver")
 
 
 def imported(statement: str) -> set[str]:
