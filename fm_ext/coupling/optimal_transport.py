@@ -25,8 +25,9 @@ class OptimalTransport(Transport):
     only, `condition` adds the distance of the conditions (C2OT). Over the batches of all processes:
     [`GatheredCoupling`][fm_ext.coupling.GatheredCoupling].
 
-    Costs are computed on the device of the data, in float32 at least; the assignment is solved on the CPU, to the
-    rounding of the costs.
+    Costs are computed on the device of the data, in float32 at least; the assignment is solved on the CPU. Where
+    several permutations are the cheapest (tokens, repeated rows), rounding decides between them, which may differ
+    between machines.
 
     Args:
         cost: `cost(x_1, x_0)`, the `(target, source)` matrix of transport costs, for example squared geodesic distances

@@ -113,6 +113,7 @@ class Transport(Coupling):
             cost = squared_distance(x_1, x_0, mask).clamp_(min=0)
         else:
             cost = self.cost(x_1, x_0)
+            cost = cost if cost.is_floating_point() else cost.float()  # counts
         if condition is not None:
             penalty = squared_distance(condition, condition).clamp_(min=0).to(cost.dtype)
             weight = self.weight
