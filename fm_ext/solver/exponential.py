@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fm_ext.models.prediction import PredictionVelocityModel
-from fm_ext.solver.grids import equal_steps
+from fm_ext.solver.grids import check_grid, equal_steps
 from fm_ext.solver.keywords import EXPONENTIAL_ALIASES, check_extras
 
 
@@ -63,14 +63,12 @@ class ExponentialSolver(Solver):
 
         Raises:
             TypeError: for a keyword that nothing takes, or a misspelt one.
-            ValueError: for a `step_size` that is not positive, or a `time_grid` of fewer than two times.
+            ValueError: for a `step_size` that is not positive, or a `time_grid` that goes neither up nor down.
         """
         check_extras(self.model, model_extras, self.sample, EXPONENTIAL_ALIASES)
         if step_size is not None and not step_size > 0:
             raise ValueError(f"`step_size` must be positive or None; got {step_size}.")
-        grid = [0.0, 1.0] if time_grid is None else time_grid.tolist()
-        if len(grid) < 2:
-            raise ValueError(f"`time_grid` must hold at least two times; got {len(grid)}.")
+        grid = check_grid(time_grid, (0.0, 1.0))
         wide = torch.promote_types(x_init.dtype, torch.float32)
         x, states = x_init.to(wide), [x_init]
         with torch.set_grad_enabled(enable_grad):

@@ -135,6 +135,8 @@ def test_bad_input(untyped):
         solver.sample(x, 0.0)
     with pytest.raises(ValueError, match=r"`time_grid` must hold at least two times; got 1"):
         solver.sample(x, None, torch.tensor([0.0]))
+    with pytest.raises(ValueError, match=r"`time_grid` must be finite and strictly"):
+        solver.sample(x, None, torch.tensor([0.0, 0.5, 0.5]))
 
 
 @pytest.mark.parametrize(
