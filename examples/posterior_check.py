@@ -3,7 +3,7 @@
     python examples/posterior_check.py                          # some minutes on one core
 AR(1) data with correlation 0.97 in 32 dimensions, of which 12 in a row are missing; the exact velocity is the model.
 Prints the distance of 400 fills to the true posterior, means over 30 observations, for every method and three
-schedules; what each reaches at equal cost; and what an asymmetric derivative does. Saves a picture.
+schedules; what each reaches at equal cost; what an asymmetric derivative does, and fresh noise. Saves a picture.
 """
 
 import os
@@ -97,12 +97,12 @@ for method in METHODS[:-1]:
     steps = [max(1, (cost - BEFORE.get(method, 0)) // PER_STEP.get(method, 1)) for cost in COSTS]
     curves[method] = [compare(sample(method, steps=n)[0])[0] for n in steps]
     print(f"{method:<19}" + "".join(f"{w2:8.3f}" for w2 in curves[method]), flush=True)
-
-# ---- a network's derivative is not symmetric ------------------------------------------------
-print("W2, error of J     " + "".join(f"{error:>8}" for error in ERRORS))
-for solver in ("gmres", "cg"):
-    runs = (sample("moment_matching", error=e, linear_solver=solver)[0] for e in ERRORS)
-    print(f"{solver:<19}" + "".join(f"{compare(fills)[0]:8.2g}" for fills in runs), flush=True)
+print("W2 of moment matching, errors of J " + ", ".join(map(str, ERRORS)) + "; eta 0, 0.5, 1")
+trials = {s: [{"error": e, "linear_solver": s} for e in ERRORS] for s in ("gmres", "cg")}
+trials |= {f"eta, {n} steps": [{"eta": e, "steps": n} for e in (0, 0.5, 1)] for n in (25, 50)}
+for name, options in trials.items():
+    w2s = (compare(sample("moment_matching", **each)[0])[0] for each in options)
+    print(f"{name:<19}" + "".join(f"{w2:8.2g}" for w2 in w2s), flush=True)
 
 # ---- one picture ----------------------------------------------------------------------------
 figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")

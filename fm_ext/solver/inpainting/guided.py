@@ -1,5 +1,6 @@
 """The expected data are moved to where the known entries put them, through the model's derivative."""
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from fm_ext.solver.inpainting.krylov import SOLVERS
 from fm_ext.solver.inpainting.method import Method, check
-from fm_ext.solver.inpainting.problem import Problem
+from fm_ext.solver.inpainting.problem import Problem, kernel_variance
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,23 @@ class MomentMatching(Method):
     `start` by what the network says at `start`, in the state to which its $E[X_1]$ at 0 leads there. This costs one
     evaluation more than there are steps.
 
+    Between two steps the noise may be renewed, as in DDIM with $\eta$ (arXiv 2010.02502, equations 12 and 16):
+
+    $$x_s = s\,\hat x_1^y + \sqrt{(1 - s)^2 - \eta^2 \tilde\sigma^2}\; \hat x_0^y + \eta\,\tilde\sigma\,\epsilon,
+    \qquad \tilde\sigma^2 = \frac{(1 - s)^2}{(1 - t)^2} \Big((1 - t)^2 - \frac{t^2}{s^2} (1 - s)^2\Big).$$
+
+    For an independent source $N(0, I)$ every $\eta$ has the same distribution in the limit of small steps. In few steps
+    a larger one leaves less diversity; with a trained network, whose fills it keeps near the data, it pays
+    (docs/content/pretrained.md).
+
     A network's $J$ is not quite symmetric. Conjugate gradients ("cg") then diverge where its error exceeds
     $J$'s small eigenvalues; the minimal residual over the same Krylov space ("gmres") cannot.
 
     Args:
         products: vector-Jacobian products a step.
         start: the first time at which the covariance is asked for, in (0, 1).
+        eta: 0 renews no noise (an ODE), 1 as much as DDPM's ancestral step; None for 0.5, and for 0 where `source=` or
+            `coupled=True` says that fresh noise is not the model's.
         linear_solver: "gmres" or "cg".
     """
 
@@ -78,6 +90,7 @@ class MomentMatching(Method):
     gaussian = True
     products: int = 4
     start: float = 0.1
+    eta: float | None = None
     linear_solver: str = "gmres"
 
     def __post_init__(self) -> None:
@@ -85,6 +98,7 @@ class MomentMatching(Method):
             "moment_matching",
             products=(self.products, self.products >= 1, "at least 1"),
             start=(self.start, 0 < self.start < 1, "in (0, 1)"),
+            eta=(self.eta, self.eta is None or 0 <= self.eta <= 1, "in [0, 1], or None"),
             linear_solver=(
                 self.linear_solver,
                 self.linear_solver in SOLVERS,
@@ -104,8 +118,17 @@ class MomentMatching(Method):
             x_1, guess = self.target(problem, x, t, guess)
             # x_0 is kept. The first state was made of it, with the mean where this x_1 stands.
             x_0 = noise if i == 0 else (x - t * x_1) / (1 - t)
-            x = s * x_1 + (1 - s) * x_0
+            x = s * x_1 + self.renewed(problem, x_0, t, s)
         return x
+
+    def renewed(self, problem: Problem, x_0: Tensor, t: float, s: float) -> Tensor:
+        """The share of noise in the state at s: that at t, of which some is made anew."""
+        eta = self.eta
+        if eta is None:
+            eta = 0.5 if problem.plain else 0.0
+        var = (eta * (1 - s) / (1 - t)) ** 2 * kernel_variance(t, s)
+        x_0 = math.sqrt((1 - s) ** 2 - var) * x_0
+        return x_0 + math.sqrt(var) * problem.noise() if var else x_0
 
     def target(
         self, problem: Problem, x: Tensor, t: float, guess: Tensor | None

@@ -10,6 +10,11 @@ from tqdm.auto import tqdm
 Source = Callable[[Tensor, torch.Generator | None], Tensor]
 
 
+def kernel_variance(t: float, s: float) -> float:
+    """The variance of $X_t$ given $X_s$, for t at most s, of $N(0, I)$ noise: what the way back in time adds."""
+    return (1 - t) ** 2 - (t / s * (1 - s)) ** 2
+
+
 class Problem:
     r"""Known entries to agree with, and a model that knows $E[X_1 \mid X_t]$ for $X_t = t\,X_1 + (1 - t)\,X_0$.
 
@@ -22,10 +27,14 @@ class Problem:
         noise_std: standard deviation of the noise on the known entries.
         steps: number of intervals.
         source: draws $X_0$ like a tensor, by a generator; None for $N(0, I)$.
+        coupled: whether the model's $X_0$ depends on $X_1$.
         generator: of all random numbers.
         extras: handed to the model.
         dtype: what the model gets its state in.
         progress: whether to show a progress bar.
+
+    Attributes:
+        plain: whether the model's $X_0$ is $N(0, I)$ and independent, so that fresh noise is as good as any.
     """
 
     def __init__(
@@ -37,6 +46,7 @@ class Problem:
         noise_std: float,
         steps: int,
         source: Source | None,
+        coupled: bool,
         generator: torch.Generator | None,
         extras: dict[str, object],
         dtype: torch.dtype,
@@ -50,6 +60,7 @@ class Problem:
             generator,
         )
         self.extras, self.dtype, self.progress = extras, dtype, progress
+        self.plain = source is None and not coupled
         self.nfe = self.gradients = 0
 
     def normal(self) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fm_ext.solver.inpainting.method import Method, check
-from fm_ext.solver.inpainting.problem import Problem
+from fm_ext.solver.inpainting.problem import Problem, kernel_variance
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ class RePaint(Method):
 
 def travel_back(problem: Problem, x: Tensor, s: float, t: float) -> Tensor:
     """A draw from the law of X_t given X_s = `x`, for t < s."""
-    ratio = t / s
-    return ratio * x + math.sqrt((1 - t) ** 2 - (ratio * (1 - s)) ** 2) * problem.noise()
+    return t / s * x + math.sqrt(kernel_variance(t, s)) * problem.noise()
 
 
 @dataclass(frozen=True)

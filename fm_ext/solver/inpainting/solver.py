@@ -27,7 +27,8 @@ class InpaintingSolver(Solver):
 
     | `method`          | options (defaults)                                | noisy | assumes                       |
     |-------------------|---------------------------------------------------|-------|-------------------------------|
-    | "moment_matching" | `products` 4, `start` 0.1, `linear_solver` "gmres"| yes   | independent, Gaussian source  |
+    | "moment_matching" | `products` 4, `start` 0.1, `eta` 0.5,             | yes   | independent, Gaussian source  |
+    |                   | `linear_solver` "gmres"                           |       |                               |
     | "flower"          | `gamma` 1                                         | yes   | independent source            |
     | "ot_ode"          | `start` 0.2                                       | yes   | independent, Gaussian source  |
     | "pnp"             | `step` 1, `exponent` 0.5, `averages` 1            | yes   | independent source            |
@@ -75,7 +76,7 @@ class InpaintingSolver(Solver):
             )
         self.velocity_model, self.scheduler = velocity_model, scheduler
         self.method_name, self.method = method, get_method(method, options)
-        self.source = source
+        self.source, self.coupled = source, coupled
         self.nfe = self.gradients = 0
         broken = []
         if coupled and self.method.independent:
@@ -148,6 +149,7 @@ class InpaintingSolver(Solver):
                 noise_std=noise_std,
                 steps=steps,
                 source=self.source,
+                coupled=self.coupled,
                 generator=generator,
                 extras=map_extras(model_extras, ready),
                 dtype=image.dtype,

@@ -1,11 +1,14 @@
 """Is it posterior sampling? On Gaussian data with exact velocities, the answer is a number."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from flow_matching.path.scheduler import CondOTScheduler
 
 from fm_ext.path.scheduler import CosineScheduler, VPScheduler
 from fm_ext.solver import InpaintingSolver
+from fm_ext.solver.inpainting.guided import MomentMatching
 
 SCHEDULERS = [CondOTScheduler(), CosineScheduler(), VPScheduler()]
 FILLS = 200  # of 10 observations; 200 exact draws have W2 0.15 themselves
@@ -26,7 +29,8 @@ STEPS = {"d_flow": 12, "moment_matching": 25}
 
 
 def fill(hole, gaussian, method, scheduler=SCHEDULERS[0], *, error=None, **arguments):
-    options = {k: arguments.pop(k) for k in ("linear_solver", "products") if k in arguments}
+    options = {"eta", "linear_solver", "products"} & set(arguments)
+    options = {name: arguments.pop(name) for name in options}
     model = gaussian(hole.covariance, scheduler, error, hole.center)
     solver = InpaintingSolver(model, scheduler, method, **OPTIONS.get(method, {}), **options)
     arguments = {"steps": STEPS.get(method, 50), "fills": FILLS} | arguments
@@ -45,8 +49,41 @@ def test_distance_to_the_posterior(hole_of, gaussian, method, center):
             assert least <= value <= largest, (scheduler, result)
 
 
-def test_moment_matching_with_fifty_steps_is_within_a_fifth(hole, gaussian):
-    assert hole.compare(fill(hole, gaussian, "moment_matching", steps=50, fills=400)).w2 <= 0.15
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_moment_matching_with_fifty_steps_is_within_a_fifth(hole, gaussian, eta):
+    fills = fill(hole, gaussian, "moment_matching", steps=50, fills=400, eta=eta)
+    assert hole.compare(fills).w2 <= 0.15
+
+
+@pytest.mark.parametrize(("t", "s"), [(0.3, 0.3), (0.1, 0.4), (0.6, 0.8), (0.9, 1.0)])
+def test_with_eta_1_the_noise_is_what_bayes_makes_of_the_kernel_back_in_time(untyped, t, s):
+    # X_s ~ N(s x_1, (1 - s)^2), then X_t = t / s X_s + N(0, kernel): the law of X_s given X_t and x_1.
+    x_1, x_0 = torch.tensor([0.7, -2.0]), torch.tensor([1.3, 0.2])
+    x_t = t * x_1 + (1 - t) * x_0
+    kernel = (1 - t) ** 2 - (t / s * (1 - s)) ** 2
+    gain = 0.0 if s == t else t / s * (1 - s) ** 2 / (1 - t) ** 2
+    mean = x_t if s == t else s * x_1 + gain * (x_t - t * x_1)
+    std = (1 - s) / (1 - t) * kernel**0.5 if s > t else 0.0
+    for eta in (0.0, 1.0):
+        fresh = SimpleNamespace(
+            noise=lambda: torch.ones(2)
+        )  # so the std is the shift that it makes
+        got = s * x_1 + MomentMatching(eta=eta).renewed(fresh, x_0, t, s)
+        expected = mean + std if eta else s * x_1 + (1 - s) * x_0
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:method 'moment_matching' assumes")
+def test_no_noise_is_renewed_where_fresh_noise_is_not_the_models(hole, gaussian):
+    image, mask = torch.zeros(1, 32), torch.ones(1, 32, dtype=torch.bool)
+    for options in ({"source": lambda like, g: 3 + torch.randn_like(like)}, {"coupled": True}):
+        model = gaussian(hole.covariance, SCHEDULERS[0])
+        results = []
+        for eta in (None, 0.0, 0.5):
+            solver = InpaintingSolver(model, SCHEDULERS[0], "moment_matching", eta=eta, **options)
+            torch.manual_seed(0)
+            results.append(solver.sample(image, mask=mask, steps=8))
+        assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("method", ["moment_matching", "ot_ode", "flower", "repaint", "d_flow"])

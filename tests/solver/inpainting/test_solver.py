@@ -312,6 +312,7 @@ def test_bad_construction(untyped):
         ("ot_ode", "start", 0.0, r"in \(0, 1\)"),
         ("moment_matching", "start", 1.0, r"in \(0, 1\)"),
         ("moment_matching", "products", 0, "at least 1"),
+        ("moment_matching", "eta", 1.1, r"in \[0, 1\], or None"),
         ("moment_matching", "linear_solver", "lu", "one of cg, gmres"),
         ("d_flow", "iterations", 0, "at least 1"),
     ],
