@@ -1,13 +1,16 @@
-"""A race: recipes train in turns on one machine, each for the same seconds, and are judged by one sampler.
+"""Recipes that train on one machine for the same seconds, alone or in turns, and are judged by one sampler.
 
-`recipe.py` and `time_to_quality.py` run it. A recipe is a network and how it is trained; the learning rate follows
-the clock and not the step, so that each recipe ends its schedule where the budget ends.
+`recipe.py`, `time_to_quality.py` and `few_steps.py` use it. A recipe is a network and how it is trained; the learning
+rate follows the clock and not the step, so that each recipe ends its schedule where the budget ends.
 """
 
+import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from flow_matching.path import AffineProbPath
@@ -17,15 +20,32 @@ from torch import Tensor, nn
 
 from fm_ext.loss import velocity_loss
 from fm_ext.metrics import FeatureMetrics, class_balance, classifier
-from fm_ext.models import GuidedVelocityModel, PredictionVelocityModel
+from fm_ext.models import GuidedVelocityModel, PredictionVelocityModel, UNet, UNetWrapper
 from fm_ext.path.prediction import Prediction
 from fm_ext.sampling import Samples, draw_samples
+from fm_ext.solver import ExponentialSolver
 from fm_ext.training import ExponentialMovingAverage, TimeSampler, UniformTime
 from fm_ext.training.optimizer import make_optimizer
+
+Result = dict[str, Any]
+Weights = dict[str, Tensor]
 
 BF16 = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)
 if torch.cuda.is_available():
     BF16 = torch.cuda.is_bf16_supported()
+
+LEAN = {"channels": 24, "head_channels": 24, "attention": ()}
+"""Changes of the preset that make it the network of examples/generate.py."""
+
+
+def unet(dropout: float = 0.1, **changes: object) -> Callable[[], nn.Module]:
+    """What makes the preset for digits and their classes, of which a share is dropped in training."""
+
+    def make() -> nn.Module:
+        net = UNet.preset(28, 1, 1, num_classes=10, **changes)
+        return UNetWrapper(net, label_dropout=dropout, null_label=10)
+
+    return make
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,28 +59,22 @@ class Recipe:
     weight_decay: float = 0.0
     decay: bool = True  # cosine, to 0 at the end of the budget
     warmup: float = 0.05  # of the budget
+    clip: float | None = 1.0  # of the gradient's norm
     ema: float | None = 0.99
     times: TimeSampler = field(default_factory=UniformTime)
     scheduler: Scheduler = field(default_factory=CondOTScheduler)
     prediction: Prediction = "velocity"
+    space: Prediction = "velocity"  # that the error is measured in
     labels: bool = True
     bf16: bool = BF16
 
 
 class Run:
-    """One recipe with one seed, trained a few seconds at a time."""
+    """One recipe with one seed, trained a few seconds at a time: on a CPU, seconds of this process."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        images: Tensor,
-        labels: Tensor,
-        budget: float,
-        seed: int,
-        clock: Callable[[], float] = time.perf_counter,
-    ):
+    def __init__(self, recipe: Recipe, images: Tensor, labels: Tensor, budget: float, seed: int):
         self.recipe, self.images, self.labels, self.budget = recipe, images, labels, budget
-        self.clock = clock
+        self.clock = time.perf_counter if images.is_cuda else time.process_time
         torch.manual_seed(seed)
         self.net = recipe.net().to(images.device).train()
         self.optimizer = make_optimizer(self.net.parameters(), recipe, images.device)
@@ -102,17 +116,22 @@ class Run:
             extras = {"label": label} if recipe.labels else {}
             output = self.net(x=sample.x_t, t=sample.t, **extras)
         loss = velocity_loss(
-            output.float(), sample, prediction=recipe.prediction, scheduler=recipe.scheduler
+            output.float(),
+            sample,
+            prediction=recipe.prediction,
+            space=recipe.space,
+            scheduler=recipe.scheduler,
         )
         loss.backward()
-        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.net)
         self.steps += 1
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> Weights:
         """A copy of the weights to sample from."""
         module = self.average.module if self.average else self.net
         return {key: value.detach().clone() for key, value in module.state_dict().items()}
@@ -120,30 +139,44 @@ class Run:
 
 def race(
     runs: Sequence[Run], points: Sequence[float], turn: float = 10.0
-) -> dict[Run, list[dict[str, Tensor]]]:
-    """Trains all runs in turns of `turn` seconds; returns the weights of each at each of the `points` in seconds."""
-    kept: dict[Run, list[dict[str, Tensor]]] = {run: [] for run in runs}
+) -> Iterator[tuple[Run, float]]:
+    """Trains all runs in turns of `turn` seconds; yields each as it reaches each of the `points` in seconds."""
     for begin, end in zip([0.0, *points[:-1]], points, strict=True):
         marks = [min(end, begin + turn * (k + 1)) for k in range(math.ceil((end - begin) / turn))]
         for mark in marks:
             for run in runs:
                 run.advance(mark)
         for run in runs:
-            kept[run].append(run.weights())
-            print(f"  {end:6.0f} s: {run.steps} steps", flush=True)
-    return kept
+            yield run, end
+
+
+class Clipped(nn.Module):
+    """The expected data of a model, in [-1, 1], as a network that predicts the data."""
+
+    def __init__(self, model: PredictionVelocityModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, t: Tensor, **extras: Tensor) -> Tensor:
+        return self.model.ends(x, t, **extras)[1].clamp(-1, 1)
 
 
 def draw(
     run: Run,
-    weights: dict[str, Tensor],
+    weights: Weights,
     count: int,
     *,
     steps: int = 10,
+    method: str = "midpoint",
     scale: float = 1.0,
-    batch_size: int = 250,
+    batch_size: int = 50,
+    bf16: bool | None = None,
 ) -> Samples:
-    """`count` samples, as many of each class, by `steps` steps of the midpoint method; noise i for sample i."""
+    """`count` samples, as many of each class, by `steps` steps of a method of upstream's solver.
+
+    Or by "ddim", and "clipped": with the expected data in [-1, 1]. Sample i has noise i and class i modulo 10. `bf16`
+    is the recipe's if it is not given.
+    """
     recipe = run.recipe
     net = recipe.net().to(run.images.device).eval()
     net.load_state_dict(weights)
@@ -152,12 +185,17 @@ def draw(
         model = PredictionVelocityModel(net, recipe.scheduler, prediction=recipe.prediction)
     if scale != 1.0:
         model = GuidedVelocityModel(model, scale, null={"label": 10})
-    solver = ODESolver(model)
+    half = recipe.bf16 if bf16 is None else bf16
+    ddim = method in ("ddim", "clipped")
+    if method == "clipped":
+        model = PredictionVelocityModel(Clipped(model), recipe.scheduler, prediction="x_1")
+    solver = ExponentialSolver(model) if ddim else ODESolver(model)
 
     def sample(noise: Tensor, label: Tensor) -> Tensor:
         extras = {"label": label} if recipe.labels else {}
-        with torch.autocast(noise.device.type, torch.bfloat16, enabled=recipe.bf16):
-            return solver.sample(noise, step_size=1 / steps, method="midpoint", **extras).float()
+        extras |= {} if ddim else {"method": method}
+        with torch.autocast(noise.device.type, torch.bfloat16, enabled=half):
+            return solver.sample(noise, step_size=1 / steps, **extras).float()
 
     label = torch.arange(count) % 10
     return draw_samples(
@@ -165,7 +203,7 @@ def draw(
     )
 
 
-def judge(samples: Samples, reference: Tensor, extractor: str = "mnist") -> dict[str, object]:
+def judge(samples: Samples, reference: Tensor, extractor: str = "mnist") -> Result:
     """Frechet distance, density and coverage with intervals, class balance, and the share of labels that are right."""
     network = classifier(extractor)
     metrics = FeatureMetrics(network.features, figures=("frechet", "density", "coverage"))
@@ -183,3 +221,20 @@ def judge(samples: Samples, reference: Tensor, extractor: str = "mnist") -> dict
         "balance": float(class_balance(label, torch.full((10,), 0.1))),
         "accuracy": accuracy,
     }
+
+
+class Log:
+    """Results as lines of JSON in a file; those of several processes may go to the same one."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+    def read(self, setting: Result) -> list[Result]:
+        """The results that have all of the setting's values."""
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        return [found for line in lines if setting.items() <= (found := json.loads(line)).items()]
+
+    def append(self, result: Result) -> None:
+        with self.file.open("a") as file:
+            file.write(json.dumps(result) + "\n")
