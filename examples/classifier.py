@@ -16,12 +16,11 @@ import matplotlib.pyplot as plt
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import nn
 
 from fm_ext.data import image_loader, load_images
 from fm_ext.metrics import Classifier, bootstrap
-from fm_ext.training import Trainer, TrainerConfig
+from fm_ext.training import Trainer, TrainerConfig, default_accelerator
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parent / "data" / "mnist")
@@ -59,8 +58,7 @@ def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 # ---- train ----------------------------------------------------------------------------------
-cpu = getattr(torch.cpu, "get_capabilities", dict)()
-accelerator = Accelerator(mixed_precision="bf16" if cpu.get("avx512_bf16") else None)
+accelerator = default_accelerator()
 data = {"source": args.dataset, "channels": 1, "device": accelerator.device}
 loader = image_loader(**data, batch_size=args.batch_size, flip=args.flip)
 torch.manual_seed(0)

@@ -13,7 +13,6 @@ import os
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from flow_matching.path import CondOTProbPath
 
 from fm_ext.data import image_loader, load_images
@@ -22,7 +21,7 @@ from fm_ext.metrics import FeatureMetrics, class_balance, classifier
 from fm_ext.models import GuidedVelocityModel, UNet, UNetWrapper
 from fm_ext.sampling import draw_samples
 from fm_ext.solver import ODESolver
-from fm_ext.training import Trainer, TrainerConfig, UniformTime
+from fm_ext.training import Trainer, TrainerConfig, UniformTime, default_accelerator
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parent / "data" / "mnist")
@@ -42,11 +41,7 @@ parser.add_argument("--judge", choices=["mnist", "fashion_mnist"], help="classif
 parser.add_argument("--output", type=Path, default=Path("outputs/generate"))
 args = parser.parse_args()
 
-cpu = getattr(torch.cpu, "get_capabilities", dict)()  # bfloat16 where the hardware has it
-native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu.get("avx512_bf16")
-accelerator = Accelerator(mixed_precision="bf16" if native else None)
-if accelerator.device.type == "cpu":  # `accelerate launch` gives a process one thread
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+accelerator = default_accelerator()
 
 # ---- train ----------------------------------------------------------------------------------
 name = Path(args.dataset).name
@@ -99,6 +94,7 @@ def sample(noise, label):
 label = torch.arange(args.samples) % len(classes)
 parallel = {"batch_size": 250, "accelerator": accelerator, "network": trainer.ema_model}
 samples = draw_samples(sample, args.samples, loader.dataset.shape, label=label, **parallel)
+accelerator.end_training()  # nothing that follows needs the other processes
 if not accelerator.is_main_process:
     raise SystemExit
 samples.save_grid(args.output / "samples.png", columns=len(classes))
@@ -109,7 +105,7 @@ print(f"saved {args.output}/samples.png, and all as a data set in {args.output}/
 # ---- judge ----------------------------------------------------------------------------------
 if judge:
     network = classifier(judge)
-    metrics = FeatureMetrics(network.features, sync_on_compute=False)  # this process has them all
+    metrics = FeatureMetrics(network.features)
     metrics.update(reference[: args.samples], real=True)
     metrics.update(samples.to_float(), real=False)
     for figure, estimate in metrics.compute().items():

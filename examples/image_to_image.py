@@ -13,7 +13,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from accelerate import Accelerator
 from flow_matching.path import CondOTProbPath
 from torchvision.utils import make_grid
 
@@ -24,7 +23,7 @@ from fm_ext.metrics import bootstrap, class_entropy, classifier, frechet_distanc
 from fm_ext.models import SmallUNet, UNetWrapper
 from fm_ext.path import CoupledProbPath
 from fm_ext.solver import ODESolver
-from fm_ext.training import Trainer, TrainerConfig, UniformTime
+from fm_ext.training import Trainer, TrainerConfig, UniformTime, default_accelerator
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DATA = Path(__file__).parent / "data"
@@ -40,11 +39,7 @@ parser.add_argument("--solver-steps", type=int, default=4 if SMOKE else 24, help
 parser.add_argument("--output", type=Path, default=Path("outputs/image_to_image"))
 args = parser.parse_args()
 
-cpu = getattr(torch.cpu, "get_capabilities", dict)()  # bfloat16 where the hardware has it
-native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu.get("avx512_bf16")
-accelerator = Accelerator(mixed_precision="bf16" if native else None)
-if accelerator.device.type == "cpu":  # `accelerate launch` gives a process one thread
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+accelerator = default_accelerator()
 data = {"size": 28, "channels": 1, "device": accelerator.device}
 sources, _ = load_images(args.source, **data, limit=200 if SMOKE else 1000)
 targets, labels = load_images(args.target, **data, limit=len(sources))
@@ -77,6 +72,7 @@ def train(name, path):
 
 
 models = {name: train(name, path) for name, path in paths.items()}
+accelerator.end_training()  # nothing that follows needs the other processes
 if not accelerator.is_main_process:
     raise SystemExit
 judge = classifier("mnist").to(accelerator.device)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from accelerate import Accelerator
 from flow_matching.path import CondOTProbPath
 from flow_matching.path.scheduler import CondOTScheduler
 from torchvision.utils import make_grid
@@ -25,7 +24,7 @@ from fm_ext.metrics import classifier, fill_diversity, hole_psnr, hole_ssim
 from fm_ext.models import MaskedVelocityModel, UNet, UNetWrapper
 from fm_ext.path import MaskedProbPath
 from fm_ext.solver import InpaintingSolver, ODESolver
-from fm_ext.training import Trainer, TrainerConfig, UniformTime
+from fm_ext.training import Trainer, TrainerConfig, UniformTime, default_accelerator
 
 METHODS = "moment_matching flower ot_ode pnp restora repaint replace d_flow".split()
 MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, Irregular, Hybrid)}
@@ -46,11 +45,7 @@ args = parser.parse_args()
 if args.fills < 2:
     parser.error("--fills must be at least 2, for their spread")
 
-cpu = getattr(torch.cpu, "get_capabilities", dict)()  # bfloat16 where the hardware has it
-native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu.get("avx512_bf16")
-accelerator = Accelerator(mixed_precision="bf16" if native else None)
-if accelerator.device.type == "cpu":  # `accelerate launch` gives a process one thread
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+accelerator = default_accelerator()
 data, here = {"source": args.dataset, "size": args.size}, accelerator.device
 images, labels = load_images(**data, limit=args.images)
 name, channels, times = Path(args.dataset).name, images.shape[1], UniformTime()
@@ -81,6 +76,7 @@ def train(masked):
 
 
 whole, masked = train(False), train(True)
+accelerator.end_training()  # nothing that follows needs the other processes
 if not accelerator.is_main_process:
     raise SystemExit
 torch.manual_seed(0)

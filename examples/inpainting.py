@@ -15,7 +15,6 @@ from pathlib import Path
 import cv2
 import matplotlib.pyplot as plt
 import torch
-from accelerate import Accelerator
 from flow_matching.path import CondOTProbPath
 from flow_matching.solver import ODESolver
 from torchvision.utils import make_grid
@@ -26,7 +25,8 @@ from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
 from fm_ext.metrics import hole_psnr, hole_ssim
 from fm_ext.models import MaskedVelocityModel, UNet, UNetWrapper
 from fm_ext.path import MaskedProbPath
-from fm_ext.training import Trainer, TrainerConfig, UniformTime
+from fm_ext.sampling import to_uint8
+from fm_ext.training import Trainer, TrainerConfig, UniformTime, default_accelerator
 
 MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, FreeForm, Irregular, Hybrid)}
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
@@ -44,11 +44,7 @@ parser.add_argument("--unet", type=json.loads, default={}, help="changes, '{\"ch
 parser.add_argument("--output", type=Path, default=Path("outputs/inpainting"))
 args = parser.parse_args()
 
-cpu = getattr(torch.cpu, "get_capabilities", dict)()  # bfloat16 where the hardware has it
-native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu.get("avx512_bf16")
-accelerator = Accelerator(mixed_precision="bf16" if native else None)
-if accelerator.device.type == "cpu":  # `accelerate launch` gives a process one thread
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+accelerator = default_accelerator()
 
 # ---- train ----------------------------------------------------------------------------------
 data = {"source": args.dataset, "size": args.size, "device": accelerator.device}
@@ -79,6 +75,7 @@ config = TrainerConfig(
 )
 trainer = Trainer(model, loss, loader, config, accelerator)
 trainer.fit()
+accelerator.end_training()  # nothing that follows needs the other processes
 if not accelerator.is_main_process:
     raise SystemExit
 
@@ -97,7 +94,7 @@ for seed, (name, mask) in enumerate(MASKS.items()):
             fill = solver.sample(x_init, step_size=0.125, method="midpoint", mask=m)
         assert torch.equal(fill.masked_fill(m, 0), images.masked_fill(m, 0))  # bit for bit
         fills.append(fill.clamp(-1, 1))
-    pixels = ((images + 1) * 127.5).round().byte().movedim(1, 3).squeeze(-1).cpu().numpy()
+    pixels = to_uint8(images).movedim(1, 3).squeeze(-1).cpu().numpy()
     pairs = zip(pixels, m[:, 0].byte().cpu().numpy(), strict=True)
     telea = [torch.from_numpy(cv2.inpaint(p, h, 3, cv2.INPAINT_TELEA)) for p, h in pairs]
     telea = torch.stack(telea).view(len(images), args.size, args.size, -1).movedim(3, 1)

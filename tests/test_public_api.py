@@ -114,6 +114,7 @@ API = {
         "Trainer",
         "TrainerConfig",
         "UniformTime",
+        "default_accelerator",
         "latest_checkpoint",
         "load_weights",
     ],

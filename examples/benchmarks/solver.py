@@ -5,7 +5,8 @@
 The two take turns in one run, timed in seconds of CPU; "speed-up" is the median of the ratios of neighbouring calls,
 above 1 where fm_ext is faster. "held" is the memory that the result of a call keeps alive, in units of the batch, for a
 grid of 101 times of which the last state is returned. dopri5 takes other steps where the errors of samples differ:
-both numbers of evaluations are given.
+both numbers of evaluations are given. The last table is `compile=True` beside the solver as it comes, after the first
+call, which compiles.
 """
 
 import os
@@ -83,3 +84,22 @@ for name, (network, x, steps, rounds) in CASES.items():
         medians = [f"{statistics.median(t) * 1e3:9.2f} ms" for t in times]
         row = f"{method:36}{medians[0]}{medians[1]}{ratio:10.2f}"
         print(f"{row}{f'{calls[0]} / {calls[1]}':>16}{f'{held[0]:.0f} N / {held[1]:.0f} N':>14}")
+
+print(f"\n{'compile=True':36}{'plain':>12}{'compiled':>12}{'speed-up':>10}{'first call':>13}")
+for name, (network, x, steps, rounds) in CASES.items():
+    for method in ("euler", "rk4"):
+        solvers = ODESolver(network), ODESolver(network, compile=True)
+        times, first = ([], []), 0.0
+        for number in range(rounds + 1):
+            for i, solver in enumerate(solvers):
+                start, wall = time.process_time(), time.perf_counter()
+                with torch.inference_mode():
+                    solver.sample(x, steps=steps, method=method)
+                if number > 0:
+                    times[i].append(time.process_time() - start)
+                elif i:
+                    first = time.perf_counter() - wall
+        ratio = statistics.median(a / b for a, b in zip(*times, strict=True))
+        medians = [f"{statistics.median(t) * 1e3:9.2f} ms" for t in times]
+        row = f"{f'{name}, {method}':36}{medians[0]}{medians[1]}{ratio:10.2f}"
+        print(f"{row}{first:11.1f} s", flush=True)

@@ -1,5 +1,6 @@
 """The training loop, on accelerate: it takes a loss and knows no path and no mask."""
 
+from fm_ext.training.accelerator import default_accelerator
 from fm_ext.training.checkpoint import latest_checkpoint
 from fm_ext.training.config import TrainerConfig
 from fm_ext.training.ema import ExponentialMovingAverage
@@ -17,6 +18,7 @@ __all__ = [
     "Trainer",
     "TrainerConfig",
     "UniformTime",
+    "default_accelerator",
     "latest_checkpoint",
     "load_weights",
 ]

@@ -41,6 +41,7 @@ if __name__ == "__main__":
     assert torch.equal(torch.get_rng_state(), state) and random.getstate() == python_state
     file = open(f"{sys.argv[2]}/{accelerator.process_index}.json", "w")
     json.dump([accelerator.num_processes, result], file)
+    accelerator.end_training()
 """
 
 
