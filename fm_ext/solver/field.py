@@ -32,10 +32,19 @@ class Field:
         self.nfe = 0
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        velocity = self.model(x=x.to(self.dtype), t=t, **self.extras)
-        self.nfe += 1
+        velocity = self.velocity(t, x)
+        self.count(1)
+        return velocity
+
+    def count(self, evaluations: int) -> None:
+        """Takes note of evaluations."""
+        self.nfe += evaluations
         if not self.bar.disable:
-            self.bar.update()
+            self.bar.update(evaluations)
+
+    def velocity(self, t: Tensor, x: Tensor) -> Tensor:
+        """An evaluation that is not counted."""
+        velocity = self.model(x=x.to(self.dtype), t=t, **self.extras)
         if velocity.shape != x.shape:
             raise ValueError(
                 f"`velocity_model` must answer with the shape of `x`, {tuple(x.shape)}; got {tuple(velocity.shape)}."

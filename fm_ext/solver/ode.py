@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fm_ext.models.extras import mask_of
+from fm_ext.solver.compiled import CompiledSteps
 from fm_ext.solver.field import Field, collect, parts
 from fm_ext.solver.grids import check_grid
 from fm_ext.solver.keywords import ODE_ALIASES, check_extras
@@ -46,6 +47,11 @@ class ODESolver(UpstreamODESolver):
         options: of the method: `first_step`, `max_step`, `safety`, `ifactor`, `dfactor`, `max_num_steps` and
             `norm` (of a `(batch, ...)` tensor of errors over tolerances) for adaptive ones, those of torchdiffeq
             for its own.
+        compile: whether `sample` compiles each step of the methods whose row says fm_ext, all its evaluations
+            included, by `torch.compile(mode="reduce-overhead")`; a mapping gives other arguments of `torch.compile`.
+            On CUDA a step is then the replay of one graph, which a small network, bound by the launches of its kernels,
+            gains from. The first step of each shape and method compiles, for some ten seconds; results agree to
+            rounding. Not for other methods, nor for likelihoods: there compile the model.
     """
 
     def __init__(
@@ -53,9 +59,12 @@ class ODESolver(UpstreamODESolver):
         velocity_model: Callable[..., Tensor],
         *,
         options: Mapping[str, Any] | None = None,
+        compile: bool | Mapping[str, Any] = False,
     ):
         super().__init__(velocity_model)
         self.options = dict(options or {})
+        how = {"mode": "reduce-overhead"} if compile is True else compile
+        self._compiled = None if how is False else CompiledSteps(how)
         self.nfe = 0
 
     def sample(
@@ -104,7 +113,10 @@ class ODESolver(UpstreamODESolver):
             RuntimeError: where an adaptive method cannot go on, for example because the velocity is not finite.
         """
         check_extras(self.velocity_model, model_extras, self.sample, ODE_ALIASES)
-        scheme = self._scheme(method, step_size, steps, atol, rtol, time_grid, enable_grad)
+        scheme = self._scheme(
+            method=method, step_size=step_size, steps=steps, atol=atol, rtol=rtol,
+            time_grid=time_grid, enable_grad=enable_grad,
+        )  # fmt: skip
         if not x_init.is_floating_point():
             raise TypeError(f"`x_init` must be floating point; got {x_init.dtype}.")
         grid = check_grid(time_grid, (0.0, 1.0))
@@ -183,7 +195,10 @@ class ODESolver(UpstreamODESolver):
                 a `log_p0` of another shape, and a velocity that carries no gradient.
         """
         check_extras(self.velocity_model, model_extras, self.compute_likelihood, ODE_ALIASES)
-        scheme = self._scheme(method, step_size, steps, atol, rtol, time_grid, enable_grad)
+        scheme = self._scheme(
+            method=method, step_size=step_size, steps=steps, atol=atol, rtol=rtol,
+            time_grid=time_grid, enable_grad=enable_grad,
+        )  # fmt: skip
         if not x_1.is_floating_point():
             raise TypeError(f"`x_1` must be floating point; got {x_1.dtype}.")
         grid = check_grid(time_grid, (1.0, 0.0))
@@ -194,6 +209,11 @@ class ODESolver(UpstreamODESolver):
         if probes < 1 or (return_error and probes < 2 and not exact_divergence):
             raise ValueError(
                 f"`probes` must be at least 1, and at least 2 for a standard error; got {probes}."
+            )
+        if self._compiled is not None:
+            raise ValueError(
+                "`compile` is for `sample`: the steps of a likelihood hold derivatives. Compile the model instead: "
+                "ODESolver(torch.compile(model))."
             )
         if torch.is_inference_mode_enabled():
             raise ValueError(
@@ -226,25 +246,5 @@ class ODESolver(UpstreamODESolver):
         log_p = torch.cat(log_ps)
         return (end, log_p, torch.cat(errors)) if return_error else (end, log_p)
 
-    def _scheme(
-        self,
-        method: str,
-        step_size: float | None,
-        steps: int | None,
-        atol: float | None,
-        rtol: float | None,
-        time_grid: object,
-        enable_grad: bool,
-    ) -> Scheme:
-        scheme = Scheme(
-            method=method, step_size=step_size, steps=steps, atol=atol, rtol=rtol, options=self.options
-        )  # fmt: skip
-        if scheme.by_steps and step_size is None and steps is None and time_grid is None:
-            raise ValueError(
-                f"{method!r} needs `steps`, `step_size` or `time_grid`; all the way in one step is steps=1."
-            )
-        if enable_grad and scheme.by_scipy:
-            raise ValueError(
-                f"`enable_grad`: no gradients pass through scipy's {method!r}; 'dopri5' is the method of 'RK45'."
-            )
-        return scheme
+    def _scheme(self, **given: Any) -> Scheme:
+        return Scheme(options=self.options, compiled=self._compiled, **given)

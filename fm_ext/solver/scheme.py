@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from fm_ext.solver.compiled import CompiledSteps
+from fm_ext.solver.field import Field
 from fm_ext.solver.grids import subdivide
 from fm_ext.solver.norm import SampleNorm
 from fm_ext.solver.runge_kutta import (
@@ -50,7 +52,10 @@ class Scheme:
     steps: int | None
     atol: float | None
     rtol: float | None
+    time_grid: object
+    enable_grad: bool
     options: Mapping[str, Any]
+    compiled: CompiledSteps | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -62,7 +67,20 @@ class Scheme:
                 f"`options`: {min(unknown)!r} is nothing that {self.method!r} takes; it takes "
                 f"{', '.join(sorted(takes)) or 'none'}."
             )
+        if self.compiled is not None and self.method not in FIXED:
+            raise ValueError(
+                f"`compile` is for {', '.join(FIXED)}, whose steps are alike; got {self.method!r}. Compile the model "
+                "instead: ODESolver(torch.compile(model))."
+            )
+        if self.enable_grad and self.by_scipy:
+            raise ValueError(
+                f"`enable_grad`: no gradients pass through scipy's {self.method!r}; 'dopri5' is the method of 'RK45'."
+            )
         if self.by_steps:
+            if self.step_size is None and self.steps is None and self.time_grid is None:
+                raise ValueError(
+                    f"{self.method!r} needs `steps`, `step_size` or `time_grid`; all the way in one step is steps=1."
+                )
             return
         if self.step_size is not None or self.steps is not None:
             name = "step_size" if self.step_size is not None else "steps"
@@ -105,6 +123,9 @@ class Scheme:
         """The state at each time of `grid` after the first, in order; `x` is the state at the first."""
         if self.by_steps:
             intervals = subdivide(grid, self.step_size, self.steps)
+            if self.compiled is not None:
+                assert isinstance(field, Field)
+                return self.compiled(field, x, intervals, FIXED[self.method])
             if self.method in FIXED:
                 return fixed_steps(field, x, intervals, FIXED[self.method])
             return _multistep(field, x, grid, intervals, self.method, self.options, self.rtol)

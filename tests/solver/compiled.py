@@ -1,0 +1,121 @@
+"""Laws of compiled steps, run by test_compiled.py: they are the same steps."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from fm_ext.models import MLP
+from fm_ext.solver import ODESolver, uniform_grid
+from fm_ext.solver.tableau import FIXED
+
+EAGER = {"backend": "eager"}  # the graph that is compiled, run as it is
+
+
+class Field(nn.Module):
+    """A velocity that holds known entries still, and tells how often Python runs it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+        self.runs = 0
+
+    def forward(self, x, t, mask, label):
+        if not torch.compiler.is_compiling():
+            self.runs += 1
+        return torch.where(mask, torch.sin(self.weight * x * label[:, None]) + t, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def extras():
+    return {"mask": torch.rand(6, 3) < 0.6, "label": torch.arange(6)}
+
+
+@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("grid", [[0.0, 1.0], [1.0, 0.2, 0.1, 0.0]])
+def test_the_same_states_and_evaluations(method, grid, extras):
+    field, x = Field(), torch.randn(6, 3, dtype=torch.float64)
+    arguments = {
+        "method": method,
+        "step_size": 0.15,
+        "time_grid": grid,
+        "return_intermediates": True,
+    }
+    plain = ODESolver(field)
+    want = plain.sample(x, **arguments, **extras)
+    field.runs = 0
+    solver = ODESolver(field, compile=EAGER)
+    got = solver.sample(x, **arguments, **extras)
+    assert field.runs == 0, "every evaluation was compiled"
+    assert solver.nfe == plain.nfe
+    assert_close(got, want, rtol=1e-14, atol=1e-14)
+    known = ~extras["mask"]
+    assert all(torch.equal(state[known], x[known]) for state in got)
+
+
+def test_steps_of_other_lengths_and_another_call_compile_nothing_anew(extras):
+    field, x = Field(), torch.randn(6, 3, dtype=torch.float64)
+    graphs = []
+    solver = ODESolver(field, compile={"backend": lambda graph, _: graphs.append(0) or graph})
+    solver.sample(x, time_grid=[0.0, 0.1, 0.5, 1.0], **extras)
+    solver.sample(2 * x, steps=7, **{**extras, "mask": ~extras["mask"]})
+    assert len(graphs) == 1
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # dynamo asks
+def test_gradients(extras):
+    x = torch.randn(6, 3, dtype=torch.float64)
+    gradients = []
+    for compile in (False, EAGER):
+        field, start = Field(), x.clone().requires_grad_()
+        end = ODESolver(field, compile=compile).sample(
+            start, method="rk4", steps=3, enable_grad=True, **extras
+        )
+        gradients.append(torch.autograd.grad(end.square().sum(), [start, field.weight]))
+    assert_close(gradients[1], gradients[0])
+
+
+def test_half_precision_and_parts_of_the_batch():
+    class Cosine(nn.Module):
+        def forward(self, x, t):
+            assert x.dtype == torch.bfloat16
+            return torch.cos(x)
+
+    x = torch.randn(7, 2).bfloat16()
+    want = ODESolver(Cosine()).sample(x, method="heun3", steps=50)
+    got = ODESolver(Cosine(), compile=EAGER).sample(x, method="heun3", steps=50, batch_size=3)
+    assert got.dtype == torch.bfloat16
+    assert_close(got, want)
+
+
+def test_what_cannot_be_compiled_is_refused():
+    x, log_p0 = torch.randn(2, 3), lambda x: -x.square().sum(1)
+    solver = ODESolver(MLP(3, 8), compile=True)
+    with pytest.raises(ValueError, match=r"for euler, .*; got 'dopri5'\. Compile the model"):
+        solver.sample(x, method="dopri5")
+    with pytest.raises(ValueError, match=r"for euler, .*; got 'explicit_adams'"):
+        solver.sample(x, method="explicit_adams", steps=4)
+    with pytest.raises(ValueError, match="`compile` is for `sample`"):
+        solver.compute_likelihood(x, log_p0, steps=4)
+
+
+def test_the_default_compiler():
+    model, x = MLP(2, 8), torch.randn(5, 2)
+    got, want = (ODESolver(model, compile=c).sample(x, steps=2) for c in (True, False))
+    assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_grid_is_any_sequence(extras):
+    field, x = Field(), torch.randn(6, 3, dtype=torch.float64)
+    solver = ODESolver(field, compile=EAGER)
+    assert_close(
+        solver.sample(x, time_grid=uniform_grid(4), **extras), solver.sample(x, steps=4, **extras)
+    )
