@@ -17,7 +17,7 @@ from flow_matching.path import CondOTProbPath
 
 from fm_ext.data import image_loader, load_images
 from fm_ext.loss import velocity_loss
-from fm_ext.metrics import FeatureMetrics, class_balance, classifier
+from fm_ext.metrics import FeatureMetrics, bootstrap, class_balance, classifier
 from fm_ext.models import GuidedVelocityModel, UNet, UNetWrapper
 from fm_ext.sampling import draw_samples
 from fm_ext.solver import ODESolver
@@ -37,6 +37,7 @@ parser.add_argument("--unet", type=json.loads, help="changes of the preset, '{\"
 parser.add_argument("--guidance", type=float, default=1.0, help="scale; 1 is none")
 parser.add_argument("--samples", type=int, default=200 if SMOKE else 1000)
 parser.add_argument("--solver-steps", type=int, default=1 if SMOKE else 10, help="of midpoint")
+parser.add_argument("--flip", action="store_true", help="mirror every second image; never digits")
 parser.add_argument("--judge", choices=["mnist", "fashion_mnist"], help="classifier, by default")
 parser.add_argument("--output", type=Path, default=Path("outputs/generate"))
 args = parser.parse_args()
@@ -44,11 +45,11 @@ args = parser.parse_args()
 accelerator = default_accelerator()
 
 # ---- train ----------------------------------------------------------------------------------
-name = Path(args.dataset).name
+name = Path(args.dataset).name.lower().replace("-", "_")
 judge = args.judge or (name if name in ("mnist", "fashion_mnist") else None)
 data = {"source": args.dataset, "size": args.size}
-flip, device = judge != "mnist", accelerator.device
-loader = image_loader(**data, batch_size=args.batch_size, flip=flip, device=device)
+batches = {"batch_size": args.batch_size, "flip": args.flip, "device": accelerator.device}
+loader = image_loader(**data, **batches)
 channels, classes = loader.dataset.shape[0], loader.dataset.classes
 if not classes:
     raise SystemExit(f"{args.dataset} has no column of class labels to condition on.")
@@ -57,9 +58,11 @@ if loader.dataset.shape != (1, 28, 28) or len(classes) != 10:
         raise SystemExit("--judge knows grey images of 28x28 pixels and 10 classes only")
     judge = None
 if judge:
-    reference, _ = load_images(**data)
+    reference, _ = load_images(**data, limit=max(194, args.samples))
     if not 194 <= args.samples <= len(reference):  # more than twice the classifier's 96 features
-        raise SystemExit(f"--samples must lie in 194 to {len(reference)}, the test images")
+        raise SystemExit("--samples must lie in 194 to the number of the test images, to be judged")
+else:
+    accelerator.print("not judged: no --judge, and the name of the data set tells of none")
 torch.manual_seed(0)
 changes = (LEAN if args.size == 28 else {}) if args.unet is None else args.unet
 net = UNet.preset(args.size, channels, channels, num_classes=len(classes), **changes)
@@ -106,11 +109,14 @@ print(f"saved {args.output}/samples.png, and all as a data set in {args.output}/
 if judge:
     network = classifier(judge)
     metrics = FeatureMetrics(network.features)
-    metrics.update(reference[: args.samples], real=True)
-    metrics.update(samples.to_float(), real=False)
+    for part in reference.split(500):
+        metrics.update(part, real=True)
+    predicted = []
+    for part in samples.to_float().split(500):
+        metrics.update(part, real=False)
+        predicted.append(network(part).argmax(1))
+    predicted, even = torch.cat(predicted), torch.full((len(classes),), 1 / len(classes))
     for figure, estimate in metrics.compute().items():
         print(f"{figure:9} {estimate}")
-    with torch.no_grad():
-        predicted = network(samples.to_float()).argmax(1)
-    balance = class_balance(predicted, torch.full((len(classes),), 1 / len(classes)))
-    print(f"right class {(predicted == label).float().mean():.1%}, imbalance {balance:.3f}")
+    print(f"right class {bootstrap(torch.mean, (predicted == label).double()):.3f}")
+    print(f"imbalance {bootstrap(lambda labels: class_balance(labels, even), predicted):.3f}")

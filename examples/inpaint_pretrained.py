@@ -1,7 +1,7 @@
 """Fill holes with a flow that was trained on whole images, by every method, beside one that was trained with masks.
 
     accelerate launch examples/inpaint_pretrained.py                  # shipped MNIST digits, half an hour on a CPU
-    accelerate launch examples/inpaint_pretrained.py --dataset examples/data/portraits --size 64 --steps 20000
+    accelerate launch examples/inpaint_pretrained.py --dataset examples/data/portraits --size 32 --flip --steps 4000
 Prints in-hole PSNR and SSIM, how many filled digits a classifier reads as what they were, the spread of the fills of
 one hole, and what a fill costs; saves a picture. Both networks are kept, and trained once.
 """
@@ -40,6 +40,7 @@ parser.add_argument("--methods", nargs="*", choices=METHODS, default=METHODS)
 parser.add_argument("--steps", type=int, default=2 if SMOKE else 1300, help="of each training")
 for flag, count in {"--images": 16, "--fills": 8, "--solver-steps": 50}.items():
     parser.add_argument(flag, type=int, default=2 if SMOKE else count)
+parser.add_argument("--flip", action="store_true", help="mirror every second image; never digits")
 parser.add_argument("--output", type=Path, default=Path("outputs/inpaint_pretrained"))
 args = parser.parse_args()
 if args.fills < 2:
@@ -54,7 +55,7 @@ digits = name == "mnist" and images.shape[1:] == (1, 28, 28)
 
 def train(masked):
     """The same network and recipe, with holes or without."""
-    loader = image_loader(**data, device=here, batch_size=32, flip=not digits)
+    loader = image_loader(**data, device=here, batch_size=32, flip=args.flip)
     torch.manual_seed(0)
     path = MaskedProbPath(CondOTProbPath()) if masked else CondOTProbPath()
 

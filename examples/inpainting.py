@@ -1,7 +1,7 @@
 """Train an inpainting flow on real images with accelerate, then fill holes in images that it has not seen.
 
     accelerate launch examples/inpainting.py                     # shipped MNIST digits, minutes on a CPU
-    accelerate launch examples/inpainting.py --dataset examples/data/portraits --size 64 --steps 20000 --lr 5e-4
+    accelerate launch examples/inpainting.py --dataset examples/data/portraits --size 64 --flip --steps 20000 --lr 5e-4
     accelerate launch examples/inpainting.py --dataset <name or folder> --size 256 --steps 300000 --lr 1e-4
 Prints PSNR and SSIM in the holes of every kind of mask, beside two classical answers; saves a picture and the weights.
 Run again, it goes on from its last checkpoint; a finished run is only evaluated.
@@ -41,6 +41,7 @@ parser.add_argument("--steps", type=int, default=2 if SMOKE else 1100)
 parser.add_argument("--batch-size", type=int, default=32)
 parser.add_argument("--lr", type=float, default=2e-3)
 parser.add_argument("--unet", type=json.loads, default={}, help="changes, '{\"channels\": 32}'")
+parser.add_argument("--flip", action="store_true", help="mirror every second image; never digits")
 parser.add_argument("--output", type=Path, default=Path("outputs/inpainting"))
 args = parser.parse_args()
 
@@ -48,7 +49,7 @@ accelerator = default_accelerator()
 
 # ---- train ----------------------------------------------------------------------------------
 data = {"source": args.dataset, "size": args.size, "device": accelerator.device}
-loader = image_loader(**data, batch_size=args.batch_size, flip=args.dataset != DIGITS)
+loader = image_loader(**data, batch_size=args.batch_size, flip=args.flip)
 images, _ = load_images(**data, limit=4 if SMOKE else 128)
 channels = images.shape[1]
 torch.manual_seed(0)

@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python examples/benchmarks/recipe.py --dataset <folder of MNIST>
     OMP_NUM_THREADS=1 python examples/benchmarks/recipe.py --only base "lr 0.004" --seeds 0 1 2
 
-Class-conditional MNIST. The last tenth of the training images is held out and is what samples are compared with; the
+Class-conditional MNIST. "base" is `UNet.preset(28)`; "lean, base" is the network of examples/generate.py, and changes
+of it are called so, too. The last tenth of the training images is held out and is what samples are compared with; the
 test images are not looked at. Seconds are those of one core (`time.process_time`), so that several of these can run
 side by side; the caches that they share still cost some 10 % of the steps. A seed moves the figure by more than its
 interval: run the base with several before believing a change. Results are appended to outputs/recipe.jsonl; what stands
@@ -36,60 +37,72 @@ parser.add_argument("--seeds", type=int, nargs="*", default=[0])
 parser.add_argument("--output", type=Path, default=Path("outputs/recipe.jsonl"))
 
 
-def start(change: Callable[[UNet], object]) -> Callable[[], torch.nn.Module]:
-    """The base's network, changed before it is trained."""
+def start(
+    net: Callable[[], torch.nn.Module], change: Callable[[UNet], object]
+) -> Callable[[], torch.nn.Module]:
+    """A network, changed before it is trained."""
 
     def make() -> torch.nn.Module:
-        net = unet()()
+        made = net()
         with torch.no_grad():
-            change(net.model)
-        return net
+            change(made.model)
+        return made
 
     return make
 
 
+def around(base: Recipe, **net: object) -> dict[str, tuple[Recipe, dict[str, object]]]:
+    """What can be changed of the base, whose network has these changes from the preset: a recipe, and how to sample."""
+
+    def change(**settings: object) -> tuple[Recipe, dict[str, object]]:
+        return replace(base, **settings), {}
+
+    return {
+        "base": (base, {}),
+        **{f"batch {n}": change(batch_size=n) for n in (16, 64, 128)},
+        **{f"lr {lr:g}": change(lr=lr) for lr in (5e-4, 1e-3, 4e-3)},
+        **{
+            f"channels {c}": change(net=unet(**(net | {"channels": c, "head_channels": c})))
+            for c in (16, 24, 48)
+        },
+        "no attention": change(net=unet(**(net | {"attention": ()}))),
+        "two levels": change(net=unet(**({"attention": (1,)} | net | {"multipliers": (1, 2)}))),
+        "lowest level wider": change(net=unet(**(net | {"multipliers": (1, 2, 4)}))),
+        "two blocks a level": change(net=unet(**(net | {"blocks": 2}))),
+        "label embedding 0.02": change(
+            net=start(base.net, lambda net: net.label.weight.normal_(std=0.02))
+        ),
+        **{
+            f"time frequencies / {n}": change(
+                net=start(base.net, lambda net, n=n: net.time.frequencies.div_(n))
+            )
+            for n in (10, 30, 100)
+        },
+        "no label dropout": change(net=unet(0.0, **net)),
+        "times independent": change(times=UniformTime(stratified=False)),
+        "times logit-normal": change(times=LogitNormalTime()),
+        "times towards source": change(times=PowerTime(power=0.5, towards="source")),
+        "times towards data": change(times=PowerTime(power=0.5)),
+        "predict x_1": change(prediction="x_1"),
+        "cosine path": change(scheduler=CosineScheduler()),
+        "no average": change(ema=None),
+        **{f"average {decay:g}": change(ema=decay) for decay in (0.98, 0.995, 0.999)},
+        "constant rate": change(decay=False),
+        "beta_2 0.99": change(betas=(0.9, 0.99)),
+        "weight decay 0.01": change(weight_decay=0.01),
+        "float32": change(bf16=False),
+        **{f"guidance {scale:g}": (base, {"scale": scale}) for scale in (1.25, 1.5, 2.0)},
+        **{f"{steps} steps": (base, {"steps": steps}) for steps in (1, 2, 5, 25)},
+        **{f"{n} steps of Euler": (base, {"steps": n, "method": "euler"}) for n in (4, 10, 20)},
+    }
+
+
 BASE = Recipe(net=unet(), batch_size=32)
-CHANGES: dict[str, tuple[Recipe, dict[str, object]]] = {
-    "base": (BASE, {}),
-    **{f"batch {n}": (replace(BASE, batch_size=n), {}) for n in (16, 64, 128)},
-    **{f"lr {lr:g}": (replace(BASE, lr=lr), {}) for lr in (5e-4, 1e-3, 4e-3)},
-    **{
-        f"channels {c}": (replace(BASE, net=unet(channels=c, head_channels=c)), {})
-        for c in (16, 24, 48)
-    },
-    "no attention": (replace(BASE, net=unet(attention=())), {}),
-    "24 channels, no attention": (replace(BASE, net=unet(**LEAN)), {}),
-    "two levels": (replace(BASE, net=unet(multipliers=(1, 2), attention=(1,))), {}),
-    "lowest level wider": (replace(BASE, net=unet(multipliers=(1, 2, 4))), {}),
-    "S2's network": (replace(BASE, net=lambda: UNetWrapper(SmallUNet(1)), labels=False), {}),
-    "label embedding 0.02": (
-        replace(BASE, net=start(lambda net: net.label.weight.normal_(std=0.02))),
-        {},
-    ),
-    **{
-        f"time frequencies / {n}": (
-            replace(BASE, net=start(lambda net, n=n: net.time.frequencies.div_(n))),
-            {},
-        )
-        for n in (10, 30, 100)
-    },
-    "no label dropout": (replace(BASE, net=unet(0.0)), {}),
-    "times independent": (replace(BASE, times=UniformTime(stratified=False)), {}),
-    "times logit-normal": (replace(BASE, times=LogitNormalTime()), {}),
-    "times towards source": (replace(BASE, times=PowerTime(power=0.5, towards="source")), {}),
-    "times towards data": (replace(BASE, times=PowerTime(power=0.5)), {}),
-    "predict x_1": (replace(BASE, prediction="x_1"), {}),
-    "cosine path": (replace(BASE, scheduler=CosineScheduler()), {}),
-    "no average": (replace(BASE, ema=None), {}),
-    "average 0.995": (replace(BASE, ema=0.995), {}),
-    "constant rate": (replace(BASE, decay=False), {}),
-    "beta_2 0.99": (replace(BASE, betas=(0.9, 0.99)), {}),
-    "weight decay 0.01": (replace(BASE, weight_decay=0.01), {}),
-    "float32": (replace(BASE, bf16=False), {}),
-    "guidance 1.5": (BASE, {"scale": 1.5}),
-    "guidance 2": (BASE, {"scale": 2.0}),
-    "5 steps": (BASE, {"steps": 5}),
-    "25 steps": (BASE, {"steps": 25}),
+CHANGES = around(BASE)
+CHANGES["S2's network"] = replace(BASE, net=lambda: UNetWrapper(SmallUNet(1)), labels=False), {}
+CHANGES |= {
+    f"lean, {name}": change
+    for name, change in around(replace(BASE, net=unet(**LEAN)), **LEAN).items()
 }
 
 parser.add_argument("--only", nargs="*", choices=CHANGES, default=list(CHANGES), metavar="CHANGE")
@@ -103,14 +116,14 @@ count = min(args.samples, len(reference))
 reference = reference[:count]
 log = Log(args.output)
 fixed = {"seconds": args.seconds, "images": len(images), "count": count}
-weights: dict[tuple[str, int], tuple[Run, Weights]] = {}
+weights: dict[tuple[int, int], tuple[Run, Weights]] = {}
 for seed in args.seeds:
     for name in args.only:
         setting = {"change": name, "seed": seed, **fixed}
         if log.read(setting):
             continue
         recipe, sampling = CHANGES[name]
-        key = "base" if recipe is BASE else name, seed  # changes in sampling share one training
+        key = id(recipe), seed  # changes in sampling share one training
         if key not in weights:
             run = Run(recipe, images, labels, args.seconds, seed)
             run.advance(args.seconds)

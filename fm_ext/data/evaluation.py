@@ -36,8 +36,9 @@ def load_images(
         split: name of the split.
         size: pixels, one number or (height, width); None: as the first image.
         channels: 1 (grey) or 3 (RGB); None: as the first image.
-        limit: at most so many rows, spread evenly over the split (which may be sorted by class);
-            of a stream the first ones.
+        limit: at most so many rows: a random choice that is always the same one, for a split may be sorted by class,
+            and MNIST's rows come by turns from two groups of writers; more rows include the fewer. Of a stream the
+            first ones.
         crop: "center" cuts the middle out of an image of another aspect ratio, None squeezes it.
         image_column: name of the image column, where there are several.
         label_column: name of the label column, where there are several; False reads no labels.
@@ -65,6 +66,7 @@ def load_images(
         stream = data if limit is None else data.take(limit)
         data = datasets.Dataset.from_list(list(stream), features=data.features)
     count = len(data) if limit is None else min(limit, len(data))
-    rows = np.arange(count) * len(data) // count
+    chosen = np.random.default_rng(0).permutation(len(data))[:count]
+    rows = np.sort(chosen)
     images, labels, _ = decode_rows(data, rows.tolist(), decoder, skip=on_error == "skip")
     return to_float(images.to(device)), labels if labels is None else labels.to(device)

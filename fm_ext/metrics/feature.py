@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -13,6 +13,7 @@ from fm_ext.metrics.estimate import Estimate, bootstrap
 from fm_ext.metrics.frechet import frechet_distance
 from fm_ext.metrics.kernel import kernel_distance
 from fm_ext.metrics.manifold import coverage, density, precision, recall
+from fm_ext.metrics.points import ordered
 
 Figure = Literal["frechet", "kernel", "precision", "recall", "density", "coverage"]
 
@@ -35,16 +36,16 @@ class FeatureMetrics(Metric):
 
     Args:
         extractor: images to features, `(batch, features)`: the `features` of a `classifier`, an Inception network, an
-            encoder. It gets what `update` gets, and no gradient is kept. A module is used as it is: put it in eval
-            mode, on the device of the images.
+            encoder. It gets what `update` gets, and no gradient is kept. A module must be in eval mode, and on the
+            device of the images.
         figures: what to compute; see the functions of these names (`frechet_distance`, `kernel_distance`, `precision`,
             `recall`, `density`, `coverage`).
         resamples: halves of the data that make the intervals, see `bootstrap`; together they take as long as
-            `resamples` / 4 evaluations.
+            `resamples` / 4 evaluations, those of a Frechet distance / 2.
         kwargs: those of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: for an unknown figure, or none.
+        ValueError: for an unknown figure, or none, and fewer than 2 resamples.
     """
 
     is_differentiable = False
@@ -64,6 +65,8 @@ class FeatureMetrics(Metric):
         unknown = [name for name in figures if name not in FIGURES]
         if unknown or not figures:
             raise ValueError(f"`figures` must be some of {list(FIGURES)}; got {list(figures)}.")
+        if resamples < 2:
+            raise ValueError(f"`resamples` must be at least 2; got {resamples}.")
         self.extractor = extractor
         self.figures = tuple(figures)
         self.resamples = resamples
@@ -79,8 +82,13 @@ class FeatureMetrics(Metric):
             real: whether they are the reference, or samples to be judged.
 
         Raises:
-            ValueError: if the extractor does not return `(batch, features)`.
+            ValueError: if the extractor is in training mode, or does not return `(batch, features)`.
         """
+        if isinstance(self.extractor, nn.Module) and self.extractor.training:
+            raise ValueError(
+                "`extractor` must be in eval mode, or its features depend on their batch; call `extractor.eval()` "
+                "(`train()` of this metric, or of a module that holds it, reaches it too)."
+            )
         features = self.extractor(images)
         if features.ndim != 2 or len(features) != len(images):
             raise ValueError(
@@ -92,6 +100,22 @@ class FeatureMetrics(Metric):
     def forward(self, images: Float[Tensor, " batch *dim"], *, real: bool) -> None:
         """The same as `update`: one batch has no figures of its own."""
         self.update(images, real=real)
+
+    def sync(self, *args: Any, process_group: Any = None, **kwargs: Any) -> None:
+        """Gathers the features of all processes; some may have none."""
+        available = kwargs.get("distributed_available") or self.distributed_available_fn
+        if kwargs.get("should_sync", True) and available is not None and available():
+            group = process_group or self.process_group
+            mine = next((part[:0] for part in (*self.samples, *self.reference)), None)
+            empties: list[Tensor | None] = [None] * torch.distributed.get_world_size(group)
+            torch.distributed.all_gather_object(
+                empties, None if mine is None else mine.cpu(), group
+            )
+            empty = next((part for part in empties if part is not None), None)
+            for part in (self.samples, self.reference):
+                if not len(part) and empty is not None:
+                    part.append(empty.to(self.device if mine is None else mine.device))
+        super().sync(*args, process_group=process_group, **kwargs)
 
     def compute(self) -> dict[str, Estimate]:
         """The figures of all images so far, each with its interval and sample count.
@@ -117,9 +141,3 @@ class FeatureMetrics(Metric):
             name: bootstrap(FIGURES[name], samples, reference, resamples=self.resamples)
             for name in self.figures
         }
-
-
-def ordered(features: Tensor) -> Tensor:
-    """The rows in an order of their own, so that random halves do not depend on how they came."""
-    weights = torch.linspace(1, 2, features.shape[1], dtype=torch.float64, device=features.device)
-    return features[(features.double() @ weights).argsort(stable=True)]

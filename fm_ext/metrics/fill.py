@@ -25,11 +25,12 @@ def seam_gradient(
         mask: bool, True = missing; each axis of the image's length or 1.
 
     Returns:
-        The ratio; infinite where the insides are constant.
+        The ratio; infinite where only the insides are constant.
 
     Raises:
         TypeError: if the mask is not bool.
-        ValueError: if the mask does not fit, or no hole has a border and an inside of two neighbouring pixels.
+        ValueError: if the mask does not fit, no hole has a border and an inside of two neighbouring pixels, or an
+            image that is constant in both.
     """
     check_mask(mask, image, like="image")
     image = image.to(torch.promote_types(image.dtype, torch.float32))
@@ -46,7 +47,12 @@ def seam_gradient(
         raise ValueError(
             "`mask` must have holes with a border and with two missing pixels side by side; it has none."
         )
-    return step[cross].mean() / step[within].mean()
+    border, inner = step[cross].mean(), step[within].mean()
+    if border == 0 and inner == 0:
+        raise ValueError(
+            "`image` must change at the border of its holes or inside; it is constant there."
+        )
+    return border / inner
 
 
 def fill_diversity(

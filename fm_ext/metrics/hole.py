@@ -26,10 +26,10 @@ def hole_psnr(
         mask: bool, True = missing; each axis of the image's length or 1.
 
     Raises:
-        TypeError: if the mask is not bool.
-        ValueError: if nothing is missing, or the mask does not fit.
+        TypeError: if the mask is not bool, or an image is not floating point.
+        ValueError: if nothing is missing, the mask does not fit, or the images differ in shape or are not finite.
     """
-    hole = check_hole(mask, target)
+    hole = check_pair(image, target, mask)
     return peak_signal_noise_ratio(image[hole], target[hole], data_range=2.0)
 
 
@@ -49,14 +49,33 @@ def hole_ssim(
         mask: bool, True = missing; each axis of the image's length or 1.
 
     Raises:
-        TypeError: if the mask is not bool.
-        ValueError: if nothing is missing, or the mask does not fit.
+        TypeError: if the mask is not bool, or an image is not floating point.
+        ValueError: if nothing is missing, the mask does not fit, or the images differ in shape, are not finite, or are
+            smaller than 6 pixels.
     """
-    hole = check_hole(mask, target)
+    hole = check_pair(image, target, mask)
+    if min(image.shape[-2:]) < 6:
+        raise ValueError(
+            f"`image` must have sides of at least 6 pixels for windows of 11; got {tuple(image.shape)}."
+        )
     _, similarity = structural_similarity_index_measure(
         image, target, data_range=2.0, return_full_image=True
     )
     return similarity[hole].mean()
+
+
+def check_pair(image: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """The mask of `target`'s shape, once both images and it can be compared."""
+    for name, pixels in (("image", image), ("target", target)):
+        if not pixels.is_floating_point():
+            raise TypeError(f"`{name}` must be floating point, in [-1, 1]; got {pixels.dtype}.")
+    if image.shape != target.shape:
+        raise ValueError(
+            f"`image` and `target` must have one shape; got {tuple(image.shape)} and {tuple(target.shape)}."
+        )
+    if not (image.isfinite().all() and target.isfinite().all()):
+        raise ValueError("`image` and `target` must be finite; one holds NaN or infinity.")
+    return check_hole(mask, target)
 
 
 def check_mask(mask: Tensor, image: Tensor, like: str) -> None:

@@ -21,13 +21,14 @@ def class_balance(
         reference: p, which sums to 1: the frequencies in the data, or `torch.full((10,), 0.1)`.
 
     Raises:
+        TypeError: for labels that are not integers.
         ValueError: for no label, one outside the classes, or a reference that is not a distribution.
     """
     p = reference.to(labels.device, torch.float64)
     if not (p >= 0).all() or not torch.isclose(p.sum(), p.new_tensor(1.0), atol=1e-6):
         raise ValueError(
-            f"`reference` must be probabilities that sum to 1; their sum is {p.sum().item():.6g}. "
-            "Divide counts by their sum."
+            f"`reference` must be probabilities that sum to 1; their sum is {p.sum().item():.6g} in "
+            f"{reference.dtype}. Divide counts by their sum, in float32 at least."
         )
     return (_frequencies(labels, len(p)) - p).abs().sum() / 2
 
@@ -43,6 +44,7 @@ def class_entropy(labels: Int64[Tensor, " batch"], classes: int) -> Float64[Tens
         classes: their number.
 
     Raises:
+        TypeError: for labels that are not integers.
         ValueError: for no label, or one outside the classes.
     """
     return torch.special.entr(_frequencies(labels, classes)).sum()
@@ -51,6 +53,10 @@ def class_entropy(labels: Int64[Tensor, " batch"], classes: int) -> Float64[Tens
 def _frequencies(labels: Tensor, classes: int) -> Tensor:
     if not len(labels):
         raise ValueError("`labels` must hold at least one label; it is empty.")
+    if labels.is_floating_point():
+        raise TypeError(
+            f"`labels` must be integers; got {labels.dtype}. Take the argmax of logits."
+        )
     low, high = labels.min().item(), labels.max().item()
     if low < 0 or high >= classes:
         raise ValueError(f"`labels` must lie in 0..{classes - 1}; got {low} to {high}.")

@@ -47,8 +47,14 @@ def memorisation(
         held_out: `nearest_distance(test, train)`, of images that were not trained on.
 
     Raises:
-        ValueError: if one is empty.
+        ValueError: if one is empty, not one number a sample, or not finite.
     """
+    for name, distances in (("samples", samples), ("held_out", held_out)):
+        if distances.ndim != 1 or not distances.isfinite().all():
+            raise ValueError(
+                f"`{name}` must hold one finite distance a sample, (batch,); got {tuple(distances.shape)}, finite: "
+                f"{bool(distances.isfinite().all())}."
+            )
     if not len(samples) or not len(held_out):
         raise ValueError(
             f"`samples` and `held_out` must hold distances; got {len(samples)} and {len(held_out)} of them."

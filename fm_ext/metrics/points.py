@@ -42,3 +42,9 @@ def as_points(
             raise ValueError(f"`{name}` must be finite; it holds NaN or infinity.")
     x, y = (rows.detach().flatten(1).to(torch.float64) for rows in (samples, reference))
     return x, y
+
+
+def ordered(points: Tensor) -> Tensor:
+    """The rows `(batch, dimension)` in an order of their own, so that parts of them do not depend on how they came."""
+    weights = torch.linspace(1, 2, points.shape[1], dtype=torch.float64, device=points.device)
+    return points[(points.double() @ weights).argsort(stable=True)]

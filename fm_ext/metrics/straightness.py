@@ -28,8 +28,14 @@ def straightness(
         S of each sample, in the square of the data's unit; `bootstrap(torch.mean, S)` is the paper's figure.
 
     Raises:
+        TypeError: for states in half precision, whose rounding would look like bends.
         ValueError: for a grid of another length, or that does not increase.
     """
+    if trajectory.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"`trajectory` must be float32 or float64: rounding looks like bends; got {trajectory.dtype}. Solve from a "
+            "float32 `x_init`."
+        )
     if not isinstance(time_grid, Tensor):
         time_grid = torch.tensor(time_grid, dtype=torch.float64)
     if len(time_grid) != len(trajectory) or len(time_grid) < 2 or not (time_grid.diff() > 0).all():
@@ -38,7 +44,6 @@ def straightness(
             f"{len(time_grid)} times for {len(trajectory)} states."
         )
     states = trajectory.flatten(2) if trajectory.ndim > 2 else trajectory.unsqueeze(2)
-    states = states.to(torch.promote_types(states.dtype, torch.float32))
     widths = time_grid.diff().to(states)
     velocity = states.diff(dim=0) / widths.view(-1, 1, 1)
     bend = ((states[-1] - states[0]) / widths.sum() - velocity).square().sum(2)

@@ -55,7 +55,8 @@ def sliced_wasserstein(
         samples: points, or images, which are flattened.
         reference: equally many points of the same shape.
         projections: L.
-        generator: source of the directions, on the CPU; the global one if None.
+        generator: source of the directions, on the CPU; a new one with seed 0 if None, so the same data give the same
+            figure.
 
     Returns:
         The squared distance, in the square of the points' unit.
@@ -66,6 +67,7 @@ def sliced_wasserstein(
     if projections < 1:
         raise ValueError(f"`projections` must be at least 1; got {projections}.")
     x, y = as_points(samples, reference, equal=True, least=1)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     directions = torch.randn(projections, x.shape[1], dtype=x.dtype, generator=generator)
     directions = torch.nn.functional.normalize(directions).to(x.device)
     sorted_x, sorted_y = ((directions @ points.T).sort().values for points in (x, y))

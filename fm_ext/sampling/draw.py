@@ -57,17 +57,20 @@ def draw_samples(
         All images as uint8 in the order of their numbers, with time and evaluations.
 
     Raises:
-        ValueError: for a batch size below 1, fewer images than processes, a condition of another length, or images
-            that are not `(batch, channel, height, width)` or not finite.
+        ValueError: for a batch size below 1, fewer images than processes, a condition that is no tensor or of another
+            length, a `network` that was never called, or images that are not `(batch, channel, height, width)` or not
+            finite.
     """
     if count < 1 or batch_size < 1:
         raise ValueError(
             f"`count` and `batch_size` must be at least 1; got {count} and {batch_size}."
         )
     for name, rows in conditions.items():
-        if len(rows) != count:
+        if not isinstance(rows, Tensor) or rows.ndim < 1 or len(rows) != count:
+            got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
             raise ValueError(
-                f"`{name}` must have one row for each of {count} samples; got {len(rows)}."
+                f"`{name}` must be a tensor with one row for each of {count} samples; got {got}. What is the same for "
+                "all belongs into `sample`."
             )
     accelerator = Accelerator() if accelerator is None else accelerator
     rank, processes = accelerator.process_index, accelerator.num_processes
@@ -78,7 +81,10 @@ def draw_samples(
     ends = [count * process // processes for process in range(processes + 1)]
     images, seconds = [], 0.0
     counter = nullcontext() if network is None else EvaluationCounter(network)
-    progress = tqdm(total=ends[1] - ends[0], unit="image", disable=not accelerator.is_main_process)
+    quiet = (
+        {} if accelerator.is_main_process else {"disable": True}
+    )  # else it is left to TQDM_DISABLE
+    progress = tqdm(total=ends[1] - ends[0], unit="image", **quiet)
     with counter, progress:
         for start in range(ends[rank], ends[rank + 1], batch_size):
             part = slice(start, min(start + batch_size, ends[rank + 1]))
@@ -99,7 +105,13 @@ def draw_samples(
     gathered: Any = gather(pad_across_processes(mine))
     parts = gathered.cpu().split(len(gathered) // processes)
     lengths = [end - start for start, end in pairwise(ends)]
-    evaluations = 0 if isinstance(counter, nullcontext) else counter.evaluations
+    evaluations = 0
+    if isinstance(counter, EvaluationCounter):
+        evaluations = counter.evaluations
+        if not counter.calls:
+            raise ValueError(
+                "`network` must be the module that `sample` calls; it was never called. Call it, and not its forward."
+            )
     costs = gather_object([(seconds, evaluations)])
     return Samples(
         images=torch.cat([rows[:n] for rows, n in zip(parts, lengths, strict=True)]),

@@ -15,8 +15,13 @@ def to_uint8(images: Float[Tensor, " batch *dim"]) -> UInt8[Tensor, " batch *dim
         images: about in [-1, 1]; what lies outside is cut off, as a file would.
 
     Raises:
+        TypeError: for images that are not floating point, such as uint8 ones.
         ValueError: for NaN or infinity.
     """
+    if not images.is_floating_point():
+        raise TypeError(
+            f"`images` must be floating point, in about [-1, 1]; got {images.dtype}. `Samples.to_float()` gives them."
+        )
     if not images.isfinite().all():
         raise ValueError(
             "`images` must be finite; the model or the solver returned NaN or infinity."

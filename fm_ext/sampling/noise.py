@@ -1,5 +1,6 @@
 """Noise that belongs to the sample's number."""
 
+import operator
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ def indexed_noise(
     the model, so that CPU and GPU start from the same noise.
 
     Args:
-        index: numbers of the samples, at least 0.
+        index: numbers of the samples, from 0 to 2**64 - 1.
         shape: of one sample, `(channel, height, width)` for images.
         seed: any integer from 0 to 2**64 - 1; another seed, other noise for all.
 
@@ -27,14 +28,17 @@ def indexed_noise(
         `(batch, *shape)`, float32, on the CPU.
 
     Raises:
-        ValueError: for a seed or an index out of range.
+        TypeError: for a seed or an index that is no integer.
+        ValueError: for a seed or an index out of range, and an empty `shape`.
     """
-    numbers = list(index)
-    if not 0 <= seed < 2**64 or any(number < 0 for number in numbers):
+    seed, numbers = operator.index(seed), [operator.index(number) for number in index]
+    if not all(0 <= number < 2**64 for number in (seed, *numbers)):
         raise ValueError(
-            f"`seed` must lie in 0..2**64 - 1 and `index` hold numbers of at least 0; got seed {seed} and a smallest "
-            f"index {min(numbers, default=None)}."
+            f"`seed` and the numbers in `index` must lie in 0..2**64 - 1; got seed {seed} and indices from "
+            f"{min(numbers, default=None)} to {max(numbers, default=None)}."
         )
+    if not len(shape):
+        raise ValueError("`shape` must have at least one axis; got ().")
     noise = np.empty((len(numbers), *shape), np.float32)
     for row, number in enumerate(numbers):
         stream = np.random.Philox(key=np.array([seed, number], np.uint64))

@@ -40,7 +40,19 @@ class Samples:
 
         Args:
             folder: where to; what is there is overwritten.
+
+        Raises:
+            ValueError: for labels that are not one integer a sample, and images of other than 1 or 3 channels, which do
+                not come back as they were.
         """
+        if self.images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"`images` must have 1 or 3 channels to be saved; got {self.images.shape[1]}."
+            )
+        if self.label is not None and (self.label.ndim != 1 or self.label.is_floating_point()):
+            raise ValueError(
+                f"`label` must be one integer a sample to be saved; got {tuple(self.label.shape)}, {self.label.dtype}."
+            )
         columns: dict[str, object] = {"image": [_picture(image) for image in self.images]}
         features: dict[str, object] = {"image": datasets.Image()}
         if self.label is not None:

@@ -252,3 +252,22 @@ def test_bad_settings():
         precision(x, y, neighbours=0)
     with pytest.raises(ValueError, match=r"`bandwidth` must be above 0; got 0.0"):
         maximum_mean_discrepancy(torch.ones(5, 2), torch.ones(5, 2))
+
+
+def test_the_bandwidth_of_many_rows_does_not_depend_on_their_order():
+    """Data sorted by class are ordinary."""
+    x, y = (
+        torch.randn(2500, 2) + 8 * torch.arange(2500).view(-1, 1).div(500, rounding_mode="floor")
+        for _ in "ab"
+    )
+    sorted_, shuffled = (
+        maximum_mean_discrepancy(x[i], y[i]) for i in (torch.arange(2500), torch.randperm(2500))
+    )
+    torch.testing.assert_close(sorted_, shuffled, rtol=1e-6, atol=1e-12)
+
+
+def test_slices_are_the_same_twice():
+    x, y = torch.randn(2, 50, 3)
+    assert sliced_wasserstein(x, y) == sliced_wasserstein(x, y)
+    other = torch.Generator().manual_seed(1)
+    assert sliced_wasserstein(x, y) != sliced_wasserstein(x, y, generator=other)

@@ -50,6 +50,10 @@ def test_paired_rows_stay_together():
     assert same == Estimate(0.0, 0.0, 0.0, 20)
 
 
+def test_the_count_is_that_of_the_fewest():
+    assert bootstrap(lambda a, b: a.mean() - b.mean(), torch.randn(50), torch.randn(9)).count == 9
+
+
 def test_unpaired_rows_are_drawn_apart(generator):
     x = torch.randn(50, dtype=torch.float64)
     estimate = bootstrap(lambda a, b: a.mean() - b.mean(), x, x, generator=generator)
@@ -77,6 +81,7 @@ def test_bad_arguments(untyped):
         (torch.dot, (x, x[:5]), {"paired": True}, "`samples` must have equally many rows"),
         (torch.mean, (x,), {"resamples": 1}, "`resamples` must be at least 2; got 1"),
         (torch.mean, (x,), {"level": 95}, r"`level` must lie in \(0, 1\); got 95"),
+        (lambda x: x.mean() / 0, (x,), {}, "`statistic` must return a finite number; got"),
         (torch.square, (x,), {}, r"`statistic` must return one number; got shape \(10,\)"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -82,6 +82,9 @@ def test_a_mask_of_numbers_is_refused(untyped):
 
 
 def test_errors():
+    with pytest.raises(ValueError, match="`image` must change at the border of its holes"):
+        seam_gradient(torch.zeros(8, 1, 16, 16), holes())
+    assert seam_gradient(holes().float(), holes()) == torch.inf
     image, mask = torch.randn(8, 1, 16, 16), holes()
     single = torch.zeros_like(mask)
     single[:, :, 3, 3] = True

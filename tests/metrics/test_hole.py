@@ -59,3 +59,21 @@ def test_nothing_missing():
     target, mask = case()
     with pytest.raises(ValueError, match=r"`mask` must have missing pixels \(True\) to measure"):
         hole_psnr(target, target, torch.zeros_like(mask))
+
+
+@pytest.mark.parametrize("metric", [hole_psnr, hole_ssim])
+def test_images_that_do_not_compare_are_refused(metric, untyped):
+    target, mask = case()
+    for image in (target[:1], target[..., :-1], target.unsqueeze(-1)):
+        with pytest.raises(ValueError, match="`image` and `target` must have one shape"):
+            metric(image, target, mask)
+    with pytest.raises(ValueError, match="`image` and `target` must be finite"):
+        metric(target * torch.nan, target, mask)
+    with pytest.raises(TypeError, match="`target` must be floating point"):
+        metric(target, target.to(torch.uint8), mask)
+
+
+def test_images_smaller_than_half_a_window():
+    target = torch.rand(2, 1, 5, 8)
+    with pytest.raises(ValueError, match="`image` must have sides of at least 6 pixels"):
+        hole_ssim(target, target, torch.ones(2, 1, 5, 8, dtype=torch.bool))

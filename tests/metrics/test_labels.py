@@ -39,7 +39,7 @@ def test_takes_an_interval():
     assert estimate.low < estimate.value < estimate.high
 
 
-def test_errors():
+def test_errors(untyped):
     labels = torch.arange(10)
     with pytest.raises(ValueError, match=r"`labels` must lie in 0..8; got 0 to 9"):
         class_entropy(labels, 9)
@@ -49,3 +49,9 @@ def test_errors():
         class_entropy(labels[:0], 10)
     with pytest.raises(ValueError, match=r"`reference` must be probabilities.*their sum is 10"):
         class_balance(labels, EVEN * 100)
+    with pytest.raises(
+        ValueError, match=r"in torch\.float16\. Divide counts by their sum, in float32"
+    ):
+        class_balance(labels, EVEN.half())
+    with pytest.raises(TypeError, match="`labels` must be integers"):
+        class_entropy(labels.float(), 10)

@@ -35,3 +35,9 @@ def test_errors(untyped):
         nearest_distance(x, torch.randn(5, 3))
     with pytest.raises(ValueError, match="must hold distances; got 0 and 5"):
         memorisation(x[:0, 0], x[:, 0])
+    with pytest.raises(ValueError, match=r"`samples` must hold one finite distance a sample"):
+        memorisation(x[:, :1], x[:, 0])
+    with pytest.raises(
+        ValueError, match=r"`held_out` must hold one finite distance.*finite: False"
+    ):
+        memorisation(x[:, 0], x[:, 0] * torch.nan)

@@ -49,3 +49,11 @@ def test_errors(untyped):
     for grid in (t[:-1], t.flip(0), t * 0):
         with pytest.raises(ValueError, match="`time_grid` must hold the increasing times"):
             straightness(trajectory, grid)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_is_not_taken_for_bends(dtype):
+    grid = torch.linspace(0, 1, 11)
+    line = (grid.view(-1, 1, 1) * torch.randn(5, 3)).to(dtype)
+    with pytest.raises(TypeError, match="`trajectory` must be float32 or float64"):
+        straightness(line, grid)

@@ -146,11 +146,23 @@ def test_the_device_is_the_accelerators():
     assert places == [(accelerator.device,) * 2]
 
 
-def test_errors(model):
+def test_a_network_that_is_not_called_is_no_count_of_0():
+    other = torch.nn.Flatten()
+    for sample in (lambda x: x, lambda x: other.forward(x).view_as(x)):
+        with pytest.raises(ValueError, match="`network` must be the module that `sample` calls"):
+            draw_samples(sample, 8, (1, 6, 6), batch_size=4, network=other)
+
+
+def test_errors(model, untyped):
     for settings, message in (
         ({"batch_size": 0}, "`count` and `batch_size` must be at least 1; got 101 and 0"),
-        ({"label": torch.arange(7)}, "`label` must have one row for each of 101 samples; got 7"),
-        ({"seed": -1}, r"`seed` must lie in 0..2\*\*64 - 1"),
+        (
+            {"label": torch.arange(7)},
+            r"`label` must be a tensor with one row for each of 101 samples; got \(7,\)",
+        ),
+        ({"label": [0] * 101}, "`label` must be a tensor with one row.*got list"),
+        ({"label": torch.tensor(3)}, r"`label` must be a tensor with one row.*got \(\)"),
+        ({"seed": -1}, r"`seed` and the numbers in `index` must lie in 0..2\*\*64 - 1"),
     ):
         with pytest.raises(ValueError, match=message):
             draw(model, **settings)
@@ -178,6 +190,13 @@ def test_noise_stays_what_it_was():
     torch.testing.assert_close(noise, expected, atol=5e-5, rtol=0)
 
 
-def test_bad_index():
-    with pytest.raises(ValueError, match=r"`seed` must lie in .*smallest index -1"):
-        indexed_noise([3, -1], (2,))
+def test_bad_index(untyped):
+    for index in ([3, -1], [2**64]):
+        with pytest.raises(ValueError, match=r"`seed` and the numbers in `index` must lie in"):
+            indexed_noise(index, (2,))
+    with pytest.raises(TypeError, match="integer"):
+        indexed_noise([1.7], (2,))
+    with pytest.raises(TypeError, match="integer"):
+        indexed_noise([1], (2,), seed=0.5)
+    with pytest.raises(ValueError, match="`shape` must have at least one axis"):
+        indexed_noise([1], ())

@@ -52,6 +52,21 @@ def test_grid_holds_the_first_images(tmp_path, channels):
     assert first == tuple(samples.images[0, :, 0, 0].expand(3).tolist())
 
 
+def test_what_does_not_come_back_is_not_saved(tmp_path, untyped):
+    images = torch.zeros(3, 4, 6, 5, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="`images` must have 1 or 3 channels to be saved; got 4"):
+        Samples(images, None, 0.0, None).save(tmp_path / "samples")
+    for label in (torch.eye(3), torch.zeros(3)):
+        with pytest.raises(ValueError, match="`label` must be one integer a sample"):
+            Samples(images[:, :3], label, 0.0, None).save(tmp_path / "samples")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_what_is_no_image_in_minus_1_to_1_is_refused(untyped, dtype):
+    with pytest.raises(TypeError, match="`images` must be floating point"):
+        to_uint8(torch.ones(3, dtype=dtype))
+
+
 def test_not_finite():
     with pytest.raises(ValueError, match="`images` must be finite"):
         to_uint8(torch.tensor([torch.nan]))
