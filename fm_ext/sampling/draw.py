@@ -81,10 +81,8 @@ def draw_samples(
     ends = [count * process // processes for process in range(processes + 1)]
     images, seconds = [], 0.0
     counter = nullcontext() if network is None else EvaluationCounter(network)
-    quiet = (
-        {} if accelerator.is_main_process else {"disable": True}
-    )  # else it is left to TQDM_DISABLE
-    progress = tqdm(total=ends[1] - ends[0], unit="image", **quiet)
+    quiet: Any = {} if accelerator.is_main_process else {"disable": True}
+    progress = tqdm(total=ends[1] - ends[0], unit="image", **quiet)  # else left to TQDM_DISABLE
     with counter, progress:
         for start in range(ends[rank], ends[rank + 1], batch_size):
             part = slice(start, min(start + batch_size, ends[rank + 1]))
