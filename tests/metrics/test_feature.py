@@ -12,10 +12,9 @@ from fm_ext.mask import Irregular
 from fm_ext.metrics import FeatureMetrics, bootstrap, classifier, coverage, frechet_distance
 
 ALL = ("frechet", "kernel", "precision", "recall", "density", "coverage")
-SCRIPT = """
+SETUP = """
 import json, sys
 import torch
-from fm_ext.mask import Irregular
 from fm_ext.metrics import FeatureMetrics
 
 torch.distributed.init_process_group("gloo")
@@ -23,6 +22,8 @@ rank = torch.distributed.get_rank()
 generator = torch.Generator().manual_seed(0)
 images = torch.randn(101, 1, 2, 3, generator=generator)
 real = torch.rand(101, 1, 2, 3, generator=generator)
+"""
+SCRIPT = """
 metrics = FeatureMetrics(lambda x: x.flatten(1), figures=FIGURES, resamples=5)
 mine = slice(0, 40) if rank else slice(40, 101)  # in another order, unequal
 for part, other in zip(images[mine].split(13), real[mine].split(13)):
@@ -75,7 +76,9 @@ def test_batches_and_order_do_not_matter(generator):
 
 
 def test_processes_do_not_matter(generator, two_processes):
-    first, second = (json.loads(text) for text in two_processes(f"FIGURES = {ALL}\n{SCRIPT}"))
+    first, second = (
+        json.loads(text) for text in two_processes(f"FIGURES = {ALL}\n{SETUP}{SCRIPT}")
+    )
     assert first == second
     whole = compute(*data(generator), 101)
     for name in ALL:
@@ -83,15 +86,6 @@ def test_processes_do_not_matter(generator, two_processes):
 
 
 SPLIT = """
-import json, sys
-import torch
-from fm_ext.metrics import FeatureMetrics
-
-torch.distributed.init_process_group("gloo")
-rank = torch.distributed.get_rank()
-generator = torch.Generator().manual_seed(0)
-images = torch.randn(101, 1, 2, 3, generator=generator)
-real = torch.rand(101, 1, 2, 3, generator=generator)
 results = []
 for case in ("one set each", "all on the first", "none"):
     metrics = FeatureMetrics(lambda x: x.flatten(1).double(), figures=("frechet",), resamples=5)
@@ -111,7 +105,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_a_process_may_have_no_images_of_a_set(generator, two_processes):
-    first, second = (json.loads(text) for text in two_processes(SPLIT))
+    first, second = (json.loads(text) for text in two_processes(SETUP + SPLIT))
     whole = list(compute(*data(generator), 101, figures=("frechet",))["frechet"])
     for estimate in (first[0], second[0], first[2], second[2]):
         torch.testing.assert_close(estimate, whole)
