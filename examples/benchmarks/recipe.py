@@ -5,21 +5,22 @@
 
 Class-conditional MNIST. "base" is `UNet.preset(28)`; "lean, base" is the network of examples/generate.py, and changes
 of it are called so, too. The last tenth of the training images is held out and is what samples are compared with; the
-test images are not looked at. Seconds are those of one core (`time.process_time`), so that several of these can run
-side by side; the caches that they share still cost some 10 % of the steps. A seed moves the figure by more than its
-interval: run the base with several before believing a change. Results are appended to outputs/recipe.jsonl; what stands
-there is not run again. The last lines print the table.
+test images are not looked at. Recipes that are started together train in turns of ten seconds, those of one core
+(`time.process_time`), so that what else the machine does slows all of them alike. A seed moves the figure by more than
+its interval: run the base with several before believing a change. Weights and results are kept in outputs/recipe; what
+stands there is not done again. The last lines print the table.
 """
 
 import argparse
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import mean
 
 import torch
-from race import LEAN, Log, Recipe, Run, Weights, draw, judge, unet
+from race import LEAN, Log, Recipe, Run, draw, judge, race, unet
 
 from fm_ext.data import load_images
 from fm_ext.models import SmallUNet, UNet, UNetWrapper
@@ -34,7 +35,7 @@ parser.add_argument("--dataset", default=DIGITS)
 parser.add_argument("--seconds", type=float, default=1 if SMOKE else 200)
 parser.add_argument("--samples", type=int, default=400 if SMOKE else 2000)
 parser.add_argument("--seeds", type=int, nargs="*", default=[0])
-parser.add_argument("--output", type=Path, default=Path("outputs/recipe.jsonl"))
+parser.add_argument("--output", type=Path, default=Path("outputs/recipe/results.jsonl"))
 
 
 def start(
@@ -116,24 +117,29 @@ count = min(args.samples, len(reference))
 reference = reference[:count]
 log = Log(args.output)
 fixed = {"seconds": args.seconds, "images": len(images), "count": count}
-weights: dict[tuple[int, int], tuple[Run, Weights]] = {}
-for seed in args.seeds:
-    for name in args.only:
-        setting = {"change": name, "seed": seed, **fixed}
-        if log.read(setting):
-            continue
-        recipe, sampling = CHANGES[name]
-        key = id(recipe), seed  # changes in sampling share one training
-        if key not in weights:
-            run = Run(recipe, images, labels, args.seconds, seed)
-            run.advance(args.seconds)
-            weights[key] = run, run.weights()
-        run, trained = weights[key]
-        samples = draw(run, trained, count, **sampling)
-        samples.save_grid(args.output.parent / "recipe" / f"{name} {seed}.png")
-        found = judge(samples, reference)
-        log.append({**setting, "steps": run.steps, "evaluations": samples.evaluations, **found})
-        print(name, seed, run.steps, found["frechet"], found["accuracy"], flush=True)
+folder = args.output.parent
+runs: dict[Path, Run] = {}  # by the file of the weights, which changes of the sampling share
+todo: list[tuple[str, int, Path]] = []
+for seed, name in product(args.seeds, args.only):
+    if log.read({"change": name, "seed": seed, **fixed}):
+        continue
+    recipe, _ = CHANGES[name]
+    training = next(name for name, (other, _) in CHANGES.items() if other is recipe)
+    file = folder / f"{training} {seed} {args.seconds:g} {len(images)}.pt"
+    if file not in runs:
+        runs[file] = Run(recipe, images, labels, args.seconds, seed)
+    todo.append((name, seed, file))
+untrained = {run: file for file, run in runs.items() if not file.exists()}
+for run, _ in race(list(untrained), [args.seconds]):
+    torch.save((run.steps, run.weights()), untrained[run])
+for name, seed, file in todo:
+    steps, weights = torch.load(file)
+    samples = draw(runs[file], weights, count, **CHANGES[name][1])
+    samples.save_grid(folder / f"{name} {seed}.png")
+    found = judge(samples, reference)
+    result = {"change": name, "seed": seed, **fixed, "steps": steps}
+    log.append({**result, "evaluations": samples.evaluations, **found})
+    print(name, seed, steps, found["frechet"], found["accuracy"], flush=True)
 
 print("change                      steps  coverage  imbalance  right class  Frechet, each seed")
 for name, (recipe, _) in CHANGES.items():
