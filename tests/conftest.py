@@ -11,6 +11,12 @@ import pytest
 import torch
 
 
+def pytest_configure() -> None:
+    """Tests run side by side, and share the cores."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
