@@ -42,7 +42,9 @@ def truths(scheduler, sample):
 
 @pytest.mark.parametrize("space", PREDICTIONS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__module__[:6] + type(s).__name__)
+@pytest.mark.parametrize(
+    "scheduler", SCHEDULERS, ids=lambda s: type(s).__module__[:6] + type(s).__name__
+)
 def test_it_is_the_error_after_conversion(scheduler, prediction, space):
     sample = draw(scheduler)
     output = truths(scheduler, sample)[prediction] + torch.randn(16, 3, 4, 4)
@@ -106,7 +108,9 @@ def test_weight_of_the_data_on_the_straight_path():
 
 @pytest.mark.parametrize("space", PREDICTIONS)
 @pytest.mark.parametrize("prediction", ["x_1", "x_0", "epsilon", "score"])
-@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__module__[:6] + type(s).__name__)
+@pytest.mark.parametrize(
+    "scheduler", SCHEDULERS, ids=lambda s: type(s).__module__[:6] + type(s).__name__
+)
 def test_finite_at_both_ends(scheduler, prediction, space):
     t = torch.tensor([0.0, 1e-8, 1e-4, 1 - 1e-4, 1 - 6e-8, 1.0])
     sample = AffineProbPath(scheduler).sample(*torch.randn(2, 6, 3), t)
