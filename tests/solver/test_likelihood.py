@@ -118,6 +118,17 @@ def test_gradients_are_those_of_the_difference_quotient(exact):
     assert not ODESolver(model).compute_likelihood(x, normal, steps=1)[1].requires_grad
 
 
+@pytest.mark.parametrize("method", ["dopri5", "RK45"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's
+def test_where_the_method_cannot_go_on_there_is_no_likelihood(method):
+    for grid in (None, [1.0, 0.95, 0.0]):
+        with pytest.raises(RuntimeError, match=rf"'{method}' cannot go on: .* at t = 0\.(8|799)"):
+            ODESolver(lambda x, t: -5 * x * x).compute_likelihood(
+                torch.ones(2, 1, dtype=torch.float64), normal, method=method,
+                time_grid=grid, exact_divergence=True,
+            )  # fmt: skip
+
+
 def test_the_known_pixels_are_a_condition():
     """With the conditional velocity of the missing entry: ln p(x^m | y)."""
     slope, std = 0.8, 0.6  # x^m given y is N(slope y, std^2)
