@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fm_ext.models.extras import mask_of
-from fm_ext.solver.compiled import CompiledSteps
+from fm_ext.solver.compiled import compiled_steps
 from fm_ext.solver.field import Field, collect, parts
 from fm_ext.solver.grids import check_grid
 from fm_ext.solver.keywords import ODE_ALIASES, check_extras
@@ -51,7 +51,11 @@ class ODESolver(UpstreamODESolver):
             included, by `torch.compile(mode="reduce-overhead")`; a mapping gives other arguments of `torch.compile`.
             On CUDA a step is then the replay of one graph, which a small network, bound by the launches of its kernels,
             gains from. The first step of each shape and method compiles, for some ten seconds; results agree to
-            rounding. Not for other methods, nor for likelihoods: there compile the model.
+            rounding. Where `torch.compile` would give up compiling, after eight graphs of a step, there is a
+            RuntimeError. Not for other methods, nor for likelihoods: there compile the model.
+
+    Raises:
+        TypeError: for a `compile` that is neither bool nor a mapping.
     """
 
     def __init__(
@@ -63,8 +67,7 @@ class ODESolver(UpstreamODESolver):
     ):
         super().__init__(velocity_model)
         self.options = dict(options or {})
-        how = {"mode": "reduce-overhead"} if compile is True else compile
-        self._compiled = None if how is False else CompiledSteps(how)
+        self._compiled = compiled_steps(compile)
         self.nfe = 0
 
     def sample(
@@ -110,8 +113,7 @@ class ODESolver(UpstreamODESolver):
             TypeError: for a keyword that nothing takes, or an `x_init` that is not floating point.
             ValueError: for an unknown method or option, and for steps or tolerances that are missing, contradict
                 each other or do not belong to the method.
-            RuntimeError: where an adaptive method cannot go on, because the velocity is not finite or after
-                `max_num_steps`: it names the last time.
+            RuntimeError: where an adaptive method cannot go on; it names the last time.
         """
         check_extras(self.velocity_model, model_extras, self.sample, ODE_ALIASES)
         scheme = self._scheme(
