@@ -60,7 +60,8 @@ class MomentMatching(Method):
     $$\hat x_1^y = \hat x_1 + C_t H^\top (H C_t H^\top + \sigma_y^2 I)^{-1} (y - H \hat x_1), \qquad
     v^y = \frac{\hat x_1^y - x}{1 - t},$$
 
-    exact for Gaussian data. $C_t$ is never built: the linear system is solved by a Krylov method whose products
+    exact for Gaussian data; other data, whose posterior at $t$ this takes for a Gaussian, it leaves with a bias that no
+    number of steps removes. $C_t$ is never built: the linear system is solved by a Krylov method whose products
     are vector-Jacobian products of the network, starting at the solution of the last step. At $t = 0$ the covariance
     is 0/0 ($J = 0$), and near it a small error of the network is a large one of $C_t$; so the first step goes from 0 to
     `start` by what the network says at `start`, in the state to which its $E[X_1]$ at 0 leads there. This costs one
@@ -71,8 +72,9 @@ class MomentMatching(Method):
     $$x_s = s\,\hat x_1^y + \sqrt{(1 - s)^2 - \eta^2 \tilde\sigma^2}\; \hat x_0^y + \eta\,\tilde\sigma\,\epsilon,
     \qquad \tilde\sigma^2 = \frac{(1 - s)^2}{(1 - t)^2} \Big((1 - t)^2 - \frac{t^2}{s^2} (1 - s)^2\Big).$$
 
-    For an independent source $N(0, I)$ every $\eta$ has the same distribution in the limit of small steps. In few steps
-    a larger one leaves less diversity; with a trained network, whose fills it keeps near the data, it pays
+    For Gaussian data and an independent source $N(0, I)$ every $\eta$ has the same distribution in the limit of small
+    steps, and in few steps a larger one leaves less diversity. Where $v^y$ is not exact they differ in the limit too:
+    fresh noise lets the late steps, at which the posterior is nearly a Gaussian, correct the early ones
     (docs/content/pretrained.md).
 
     A network's $J$ is not quite symmetric. Conjugate gradients ("cg") then diverge where its error exceeds

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from flow_matching.path.scheduler import CondOTScheduler
+from torch import nn
 
 from fm_ext.path.scheduler import CosineScheduler, VPScheduler
 from fm_ext.solver import InpaintingSolver
@@ -71,6 +72,34 @@ def test_with_eta_1_the_noise_is_what_bayes_makes_of_the_kernel_back_in_time(unt
         got = s * x_1 + MomentMatching(eta=eta).renewed(fresh, x_0, t, s)
         expected = mean + std if eta else s * x_1 + (1 - s) * x_0
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+class Mixture(nn.Module):
+    """The exact velocity for three Gaussians in the plane."""
+
+    means, std = torch.tensor([[-2.0, -1.0], [2.0, 1.0], [0.0, 2.0]]), 0.25
+
+    def forward(self, x, t):
+        variance = (t * self.std) ** 2 + (1 - t) ** 2
+        gaps = x[:, None] - t * self.means
+        weights = torch.softmax(-gaps.square().sum(-1) / (2 * variance), 1)[..., None]
+        gap = (weights * gaps).sum(1) / variance
+        return (weights * self.means).sum(1) + (t * self.std**2 - (1 - t)) * gap
+
+
+@pytest.mark.parametrize("steps", [50, 200])
+def test_where_the_posterior_is_no_gaussian_fresh_noise_corrects_what_more_steps_do_not(steps):
+    """The known entry, 0.5, leaves the third Gaussian alone: mean 2, standard deviation 0.25."""
+    image, mask = torch.tensor([[0.5, 0.0]]), torch.tensor([[False, True]])
+    means = []
+    for eta in (0.0, 0.5, 1.0):
+        solver = InpaintingSolver(
+            Mixture(), SCHEDULERS[0], "moment_matching", eta=eta, start=0.02, products=1
+        )
+        fills = solver.sample(image, mask=mask, steps=steps, fills=2000)
+        means.append(fills[..., 1].mean().item())
+    # 1.69, 1.76 and 1.89, each to 0.01
+    assert means[0] < 1.73 < means[1] < 1.82 < means[2] < 1.95, means
 
 
 @pytest.mark.filterwarnings("ignore:method 'moment_matching' assumes")
