@@ -11,9 +11,9 @@ from torch import nn
 from torch.testing import assert_close
 from torchdiffeq import odeint
 
-from fm_ext.models import MLP, MaskedVelocityModel
+from fm_ext.models import MLP, MaskedVelocityModel, UNetWrapper
 from fm_ext.path.scheduler import ScheduleTransformedModel, get_scheduler
-from fm_ext.solver import ODESolver, karras_grid, uniform_grid
+from fm_ext.solver import InpaintingSolver, ODESolver, karras_grid, uniform_grid
 from fm_ext.solver.norm import SampleNorm
 from fm_ext.solver.scheme import METHODS, MULTISTEP, SCIPY
 from fm_ext.solver.tableau import ADAPTIVE, FIXED
@@ -487,6 +487,27 @@ def test_what_a_model_declares_is_believed(model):
         solver.sample(x, steps=1, colour="red", **extras)
     with pytest.raises(TypeError, match=r"did you mean `step_size`"):
         solver.compute_likelihood(x, torch.sum, steps=1, setp_size=2, **extras)
+
+
+class Level(nn.Module):
+    def forward(self, sample, timestep, step=None, noise_level=None):
+        self.seen = sample.shape[1], step, noise_level
+        return sample[:, :1]
+
+
+@pytest.mark.parametrize("around", [lambda model: model, ModelWrapper], ids=["alone", "wrapped"])
+def test_what_a_wrapped_network_names_and_what_is_concatenated_is_the_models(around):
+    network, x = Level(), torch.ones(2, 1, 2, 2)
+    model = around(UNetWrapper(network, concat=("times",)))
+    assert torch.equal(ODESolver(model).sample(x, steps=1, step=3, times=x), 2 * x)
+    assert network.seen == (2, 3, None)
+    solver = InpaintingSolver(model, CondOTScheduler(), "flower")
+    solver.sample(x, mask=x > 0, steps=1, noise_level=0.5, times=x)
+    assert network.seen == (2, None, 0.5)
+    with pytest.raises(TypeError, match=r"`timesteps` is no keyword .* did you mean `time_grid`"):
+        ODESolver(model).sample(x, steps=1, times=x, timesteps=x)
+    with pytest.raises(TypeError, match=r"`colour` is taken neither by `concat` .* by Level"):
+        ODESolver(model).sample(x, steps=1, times=x, colour="red")
 
 
 def test_extras_reach_a_model_that_takes_anything():
