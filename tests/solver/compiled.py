@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from fm_ext.models import MLP
+from fm_ext.models import MLP, GuidedVelocityModel
 from fm_ext.solver import ODESolver, uniform_grid
 from fm_ext.solver.tableau import FIXED
 
@@ -160,6 +160,24 @@ def test_half_precision_and_parts_of_the_batch():
     got = ODESolver(Cosine(), compile=EAGER).sample(x, method="heun3", steps=50, batch_size=3)
     assert got.dtype == torch.bfloat16
     assert_close(got, want)
+
+
+def test_an_interval_of_guidance_is_one_graph():
+    class Labelled(nn.Module):
+        null_label = 3
+
+        def forward(self, x, t, label):
+            return torch.sin(x) * (1 + label[:, None]) + t
+
+    x, label = torch.randn(6, 3), torch.arange(6) % 3
+    guided = GuidedVelocityModel(Labelled(), 2.0, interval=(0.2, 0.7))
+    want = ODESolver(guided).sample(x, steps=10, method="heun2", label=label)
+    for fullgraph in (True, False):
+        graphs = []
+        backend = lambda graph, _, graphs=graphs: graphs.append(0) or graph
+        solver = ODESolver(guided, compile={"backend": backend, "fullgraph": fullgraph})
+        assert_close(solver.sample(x, steps=10, method="heun2", label=label), want)
+        assert len(graphs) == 1
 
 
 def test_what_cannot_be_compiled_is_refused():
