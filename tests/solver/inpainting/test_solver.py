@@ -285,6 +285,20 @@ def test_progress_is_shown_on_request(capsys):
     assert "3/3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("method", OPTIONS)
+def test_progress_ends_with_the_work(method, monkeypatch):
+    solver, done = build(method), []
+
+    def bar(items, **_):
+        yield from items
+        done.append(solver.velocity_model.calls)
+
+    monkeypatch.setattr("fm_ext.solver.inpainting.problem.tqdm", bar)
+    image, mask = picture()
+    solver.sample(image, mask=mask, steps=4)
+    assert done == [solver.nfe - (4 if method == "d_flow" else 0)]  # the way from the source found
+
+
 def test_bad_construction(untyped):
     net, scheduler = Waves(), CondOTScheduler()
     with pytest.raises(
