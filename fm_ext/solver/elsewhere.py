@@ -142,6 +142,9 @@ def _odeint(
     atol: float,
     rtol: float,
 ) -> Iterator[Tensor]:
+    if x.numel() == 0:  # which scipy's methods cannot reshape
+        yield from (x for _ in grid[1:])
+        return
     times = torch.tensor(grid, dtype=torch.float64, device=x.device)
     states = odeint(field, x, times, method=method, options=dict(options), atol=atol, rtol=rtol)
     assert isinstance(states, Tensor) and len(states) == len(grid)

@@ -174,6 +174,17 @@ def test_known_pixels_put_no_noise_on_the_estimate():
     assert ((estimate - exact).abs() <= 4 * error).all()
 
 
+@pytest.mark.parametrize("method", ["euler", "dopri5", "dopri8", "RK45"])
+@pytest.mark.parametrize("exact", [True, False])
+def test_of_no_samples_there_are_no_likelihoods(method, exact):
+    step = {"steps": 2} if method == "euler" else {}
+    x_0, log_p, error = ODESolver(lambda x, t: -x).compute_likelihood(
+        torch.ones(0, 2, 3), normal, method=method, exact_divergence=exact, probes=2,
+        return_error=True, **step,
+    )  # fmt: skip
+    assert x_0.shape == (0, 2, 3) and log_p.shape == error.shape == (0,)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_precision(dtype):
     model, x = Gaussian((2, 2)), torch.randn(3, 2, 2).to(dtype)

@@ -245,7 +245,13 @@ def test_nothing_missing_is_no_error():
     assert torch.equal(
         ODESolver(Spiral()).sample(x, method="dopri5", mask=torch.zeros_like(mask)), x
     )
-    assert ODESolver(Spiral()).sample(x[:0], method="dopri5").shape == (0, 5, 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_samples_are_no_samples(method):
+    x, step = torch.ones(0, 5, 2), {"method": method, "time_grid": [0.0, 0.5, 1.0]}
+    assert ODESolver(Spiral()).sample(x, **step).shape == x.shape
+    assert ODESolver(Spiral()).sample(x, return_intermediates=True, **step).shape == (3, *x.shape)
 
 
 def test_norm_by_hand():

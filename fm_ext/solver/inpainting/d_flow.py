@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fm_ext.solver.inpainting.krylov import dot
 from fm_ext.solver.inpainting.lbfgs import minimise
-from fm_ext.solver.inpainting.method import Method, check
+from fm_ext.solver.inpainting.method import Method, check, whole
 from fm_ext.solver.inpainting.problem import Problem
 
 
@@ -28,7 +28,7 @@ class DFlow(Method):
     iterations: int = 20
 
     def __post_init__(self) -> None:
-        check("d_flow", iterations=(self.iterations, self.iterations >= 1, "at least 1"))
+        check("d_flow", iterations=(self.iterations, whole(1)))
 
     def fill(self, problem: Problem) -> Tensor:
         def objective(x_0: Tensor) -> tuple[Tensor, Tensor]:

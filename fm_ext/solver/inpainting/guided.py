@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from fm_ext.solver.inpainting.krylov import SOLVERS
-from fm_ext.solver.inpainting.method import Method, check
+from fm_ext.solver.inpainting.method import Method, check, real, whole
 from fm_ext.solver.inpainting.problem import Problem, kernel_variance
+
+INSIDE = real("in (0, 1)", lambda start: 0 < start < 1)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class OTODE(Method):
     start: float = 0.2
 
     def __post_init__(self) -> None:
-        check("ot_ode", start=(self.start, 0 < self.start < 1, "in (0, 1)"))
+        check("ot_ode", start=(self.start, INSIDE))
 
     def fill(self, problem: Problem) -> Tensor:
         noise = problem.noise()
@@ -98,13 +100,15 @@ class MomentMatching(Method):
     def __post_init__(self) -> None:
         check(
             "moment_matching",
-            products=(self.products, self.products >= 1, "at least 1"),
-            start=(self.start, 0 < self.start < 1, "in (0, 1)"),
-            eta=(self.eta, self.eta is None or 0 <= self.eta <= 1, "in [0, 1], or None"),
+            products=(self.products, whole(1)),
+            start=(self.start, INSIDE),
+            eta=(
+                0 if self.eta is None else self.eta,
+                real("in [0, 1], or None", lambda eta: 0 <= eta <= 1),
+            ),
             linear_solver=(
                 self.linear_solver,
-                self.linear_solver in SOLVERS,
-                f"one of {', '.join(SOLVERS)}",
+                (lambda name: name in list(SOLVERS), f"one of {', '.join(SOLVERS)}"),
             ),
         )
 
@@ -129,7 +133,7 @@ class MomentMatching(Method):
         if eta is None:
             eta = 0.5 if problem.plain else 0.0
         var = (eta * (1 - s) / (1 - t)) ** 2 * kernel_variance(t, s)
-        x_0 = math.sqrt((1 - s) ** 2 - var) * x_0
+        x_0 = math.sqrt(max(0.0, (1 - s) ** 2 - var)) * x_0
         return x_0 + math.sqrt(var) * problem.noise() if var else x_0
 
     def target(
