@@ -7,6 +7,7 @@ from flow_matching.path.scheduler import CondOTScheduler
 from flow_matching.solver import ODESolver
 from torch import nn
 
+from fm_ext.models import UNet, UNetWrapper
 from fm_ext.path.scheduler import CosineScheduler, VPScheduler
 from fm_ext.solver import InpaintingSolver
 
@@ -101,6 +102,20 @@ def test_a_full_mask_is_unconditional_sampling_by_eulers_method(method):
     grid = torch.linspace(0, 1, 7, dtype=image.dtype)
     expected = ODESolver(Waves()).sample(noise, step_size=None, time_grid=grid)
     torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_outpainting_is_a_mask_around_the_image(method):
+    """A network made for 28 pixels paints 40, and the image in the middle is itself bit for bit."""
+    net = UNet(1, 1, channels=8, multipliers=(1, 2), attention=(), head_channels=8).eval()
+    nn.init.normal_(net.conv_out.weight, std=0.1)  # a new network answers 0
+    image, canvas = torch.rand(2, 1, 28, 28), torch.zeros(2, 1, 40, 40)
+    mask = torch.ones(2, 1, 40, 40, dtype=torch.bool)
+    canvas[..., 6:34, 6:34], mask[..., 6:34, 6:34] = image, False
+    solver = InpaintingSolver(UNetWrapper(net), CondOTScheduler(), method, **OPTIONS[method])
+    wide = solver.sample(canvas, mask=mask, steps=3)
+    assert torch.equal(wide[..., 6:34, 6:34], image)
+    assert wide.isfinite().all() and wide[mask].std() > 0.01
 
 
 @pytest.mark.parametrize("method", OPTIONS)
