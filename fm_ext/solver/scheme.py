@@ -67,6 +67,11 @@ class Scheme:
                 f"`options`: {min(unknown)!r} is nothing that {self.method!r} takes; it takes "
                 f"{', '.join(sorted(takes)) or 'none'}."
             )
+        solver = self.options.get("solver")
+        if isinstance(solver, str) and solver not in SCIPY:
+            raise ValueError(
+                f"`options`: 'solver' must be one of {', '.join(SCIPY)}, or a class; got {solver!r}."
+            )
         for name in ("first_step", "max_step", "max_num_steps"):
             value = self.options.get(name)
             if value is not None and not value > 0:

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import scipy.integrate
 import torch
 from flow_matching.path.scheduler import CondOTScheduler
 from flow_matching.solver import ODESolver as UpstreamODESolver
@@ -287,11 +288,12 @@ def test_options_reach_the_method():
     solver = ODESolver(Recorder(), options={"max_step": 0.01})
     solver.sample(x, method="bosh3")
     assert solver.nfe >= 300
-    model = Recorder()
-    ODESolver(model, options={"solver": "RK45"}).sample(x, method="scipy_solver")
     named = Recorder()
     ODESolver(named).sample(x, method="RK45")
-    assert model.times == named.times
+    for solver in ("RK45", scipy.integrate.RK45):
+        model = Recorder()
+        ODESolver(model, options={"solver": solver}).sample(x, method="scipy_solver")
+        assert model.times == named.times
 
 
 def not_finite_after(half):
@@ -571,5 +573,7 @@ def test_bad_input(untyped):
         solver = ODESolver(MLP(2), options={name: -1})
         with pytest.raises(ValueError, match=rf"`options`: '{name}' must be positive; got -1"):
             solver.sample(x, method="dopri5")
+    with pytest.raises(ValueError, match=r"'solver' must be one of RK45, .* or a class; got 'RK4'"):
+        ODESolver(MLP(2), options={"solver": "RK4"}).sample(x, method="scipy_solver")
     with pytest.raises(ValueError, match=r"'first_stop' is nothing that 'dopri8' takes; it takes"):
         ODESolver(MLP(2), options={"first_stop": 0.1}).sample(x, method="dopri8")
