@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fm_ext.models.extras import belongs_to_samples, map_samples, mask_of
+from fm_ext.models.wrapper import UNetWrapper
 from fm_ext.path.scheduler.broadcast import time_shape
 
 
@@ -23,7 +24,9 @@ class GuidedVelocityModel(ModelWrapper):
     upstream's examples (`cfg_scale`). On affine paths with an independent Gaussian source velocities are affine in
     scores, so this is the guidance of diffusion models, with the same $s$; with another source or coupling it
     is a heuristic. Both velocities come from one evaluation of a batch of twice the size; at scale 1, outside the
-    interval, and at scale 0 with neither interval nor rescale, one of the batch itself is enough.
+    interval, and at scale 0 with neither interval nor rescale, one of the batch itself is enough (a compiled graph does
+    not branch on times: outside the interval it computes both). In training mode a `UNetWrapper` inside hides
+    nothing by its `label_dropout` and `mask_dropout`: what is hidden is decided here.
 
     Guidance on the known pixels (`hide_known`) needs a network trained with `UNetWrapper(..., mask_dropout=...)`:
     $v_\varnothing$ is then the velocity of the missing pixels among themselves, $E[\dot X^m_t \mid X^m_t]$, at the
@@ -85,6 +88,7 @@ class GuidedVelocityModel(ModelWrapper):
         self.hide_known = hide_known
         self.interval = interval
         self.rescale = rescale
+        self._wrappers = tuple(m for m in self.modules() if isinstance(m, UNetWrapper))
 
     def extra_repr(self) -> str:
         """What is guided on, how far, and when."""
@@ -120,13 +124,13 @@ class GuidedVelocityModel(ModelWrapper):
         if self.interval is not None:
             first, last = self.interval
             inside = (first <= t) & ((t < last) | (last >= 1))
-            if not inside.any():
-                return self.model(x=x, t=t, **extras)
+            if not torch.compiler.is_compiling() and not inside.any():
+                return self._ask(x, t, extras)
             inside = inside.view(time_shape(t, x))
         if self.scale == 1:
-            return self.model(x=x, t=t, **extras)
+            return self._ask(x, t, extras)
         if self.scale == 0 and inside is None and self.rescale == 0:
-            return self.model(x=x, t=t, **extras | self._nothing(extras, len(x), x.device))
+            return self._ask(x, t, extras | self._nothing(extras, len(x), x.device))
         conditional, null = self._both(x, t, extras)
         velocity = torch.lerp(null, conditional, self.scale)
         if self.rescale > 0:
@@ -135,6 +139,19 @@ class GuidedVelocityModel(ModelWrapper):
             ratio = torch.where(got == 0, 1.0, wanted / got)
             velocity = velocity * (1 - self.rescale + self.rescale * ratio)
         return velocity if inside is None else torch.where(inside, velocity, conditional)
+
+    def _ask(self, x: Tensor, t: Tensor, extras: dict[str, Any]) -> Tensor:
+        """The model's velocity, without the dropouts of the wrappers in it; their networks keep their mode."""
+        training = [wrapper for wrapper in self._wrappers if wrapper.training]
+        if not training:
+            return self.model(x=x, t=t, **extras)
+        try:
+            for wrapper in training:
+                wrapper.training = False
+            return self.model(x=x, t=t, **extras)
+        finally:
+            for wrapper in training:
+                wrapper.training = True
 
     def _nothing(self, extras: dict[str, Any], batch: int, device: torch.device) -> dict[str, Any]:
         """What takes the condition's place among the extras."""
@@ -156,7 +173,7 @@ class GuidedVelocityModel(ModelWrapper):
         twice = map_samples(extras, batch, lambda extra: torch.cat([extra, extra]))
         twice |= {name: torch.cat([extras[name], null]) for name, null in nothing.items()}
         t = torch.cat([t, t]) if belongs_to_samples(t, batch) else t
-        conditional, null = self.model(x=torch.cat([x, x]), t=t, **twice).chunk(2)
+        conditional, null = self._ask(torch.cat([x, x]), t, twice).chunk(2)
         return conditional, null
 
 

@@ -1,6 +1,8 @@
 """Steps of given lengths as one compiled graph each."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -17,17 +19,25 @@ class CompiledSteps:
     With `mode="reduce-overhead"` CUDA replays it as one graph. Times and lengths of steps are tensors: no step compiles
     anew, and none waits for the device.
 
+    `torch.compile` keeps its graphs with the code of a function, at most eight, and past them runs that code as it is.
+    So every solver has code of its own, for each method, dtype and number of axes; what is still too much is an error.
+
     Args:
         options: arguments of `torch.compile`.
     """
 
     def __init__(self, options: Mapping[str, Any]):
-        self._step = torch.compile(_step, **options)
+        self.options = dict(options)
+        self._steps: dict[tuple[object, ...], Callable[..., Tensor]] = {}
 
     def __call__(
         self, field: Field, x: Tensor, intervals: Sequence[Sequence[float]], tableau: Tableau
     ) -> Iterator[Tensor]:
         """Steps through the times of each interval; yields the state at the end of each."""
+        step = self._step(tableau, x.dtype, x.ndim)
+        x = (
+            x.clone()
+        )  # no view, and of inference mode or not as the ends of steps are: one graph for all steps
         steps = [step for times in intervals for step in pairwise(times)]
         # Each row is a step: its length, then the times of its stages. All go to the device at once.
         rows = [
@@ -36,12 +46,51 @@ class CompiledSteps:
         ]
         clock = iter(torch.tensor(rows, dtype=x.dtype, device=x.device).unbind())
         for times in intervals:
-            for _ in pairwise(times):
-                x = self._step(field, x, next(clock), tableau)
-                if x.is_cuda:
-                    x = x.clone()  # the memory of a CUDA graph's result is the next replay's
-                field.count(len(tableau.c))
+            with _compiled_or_not_at_all():
+                for _ in pairwise(times):
+                    x = step(field, x, next(clock), tableau)
+                    if x.is_cuda:
+                        x = x.clone()  # the memory of a CUDA graph's result is the next replay's
+                    field.count(len(tableau.c))
             yield x
+
+    def _step(self, *key: object) -> Callable[..., Tensor]:
+        if key not in self._steps:
+            own = types.FunctionType(_step.__code__.replace(), globals())
+            self._steps[key] = torch.compile(own, **self.options)
+        return self._steps[key]
+
+
+def compiled_steps(how: bool | Mapping[str, Any]) -> CompiledSteps | None:
+    """What a solver's argument `compile` asks for."""
+    if not isinstance(how, bool | Mapping):
+        raise TypeError(
+            "`compile` must be True, False or a mapping of arguments of torch.compile, for example "
+            f"{{'mode': 'default'}}; got {how!r}."
+        )
+    if how is False:
+        return None
+    return CompiledSteps({"mode": "reduce-overhead"} if how is True else how)
+
+
+@contextmanager
+def _compiled_or_not_at_all() -> Iterator[None]:
+    from torch._dynamo import config, exc  # a second to import, which only compiling needs
+
+    if config.suppress_errors or not hasattr(
+        config, "fail_on_recompile_limit_hit"
+    ):  # of an older torch
+        yield
+        return
+    try:
+        with config.patch(fail_on_recompile_limit_hit=True):
+            yield
+    except exc.FailOnRecompileLimitHit as error:
+        raise RuntimeError(
+            f"`compile`: a step has as many graphs as torch.compile keeps, {config.recompile_limit} "
+            "(torch._dynamo.config.recompile_limit), because extras, their shapes or the model's attributes changed as "
+            'often; TORCH_LOGS="recompiles" names them. Another ODESolver has graphs of its own.'
+        ) from error
 
 
 def _step(field: Field, x: Tensor, clock: Tensor, tableau: Tableau) -> Tensor:

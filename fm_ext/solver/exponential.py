@@ -62,13 +62,18 @@ class ExponentialSolver(Solver):
             the network gets that dtype, and the state between steps and the time are float32.
 
         Raises:
-            TypeError: for a keyword that nothing takes, or a misspelt one.
-            ValueError: for a `step_size` that is not positive, or a `time_grid` that goes neither up nor down.
+            TypeError: for a keyword that nothing takes, or a misspelt one, and an `x_init` that is not floating point.
+            ValueError: for a `step_size` that is not positive, or a `time_grid` that leaves [0, 1] or goes neither up
+                nor down.
         """
         check_extras(self.model, model_extras, self.sample, EXPONENTIAL_ALIASES)
         if step_size is not None and not step_size > 0:
             raise ValueError(f"`step_size` must be positive or None; got {step_size}.")
+        if not x_init.is_floating_point():
+            raise TypeError(f"`x_init` must be floating point; got {x_init.dtype}.")
         grid = check_grid(time_grid, (0.0, 1.0))
+        if min(grid) < 0 or max(grid) > 1:  # where the schedule has no values
+            raise ValueError(f"`time_grid` must lie in [0, 1]; got {grid[0]:g} to {grid[-1]:g}.")
         wide = torch.promote_types(x_init.dtype, torch.float32)
         x, states = x_init.to(wide), [x_init]
         with torch.set_grad_enabled(enable_grad):

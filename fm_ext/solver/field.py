@@ -72,6 +72,6 @@ def collect(x: Tensor, states: Iterator[Tensor], count: int) -> Tensor:
         return torch.stack([x, *(state.to(x.dtype) for state in states)])
     result = x.new_empty(count, *x.shape)
     result[0] = x
-    for i, state in enumerate(states, 1):
-        result[i] = state
+    for row, state in zip(result[1:], states, strict=True):
+        row.copy_(state)
     return result

@@ -63,7 +63,8 @@ def karras_grid(
     \sigma_i, \qquad t_N = 1$$
 
     (Karras et al., arXiv 2206.00364, equation 5). On the straight path $t_i = 1 / (1 + \sigma_i)$. The first time is 0
-    and not that of $\sigma_{\max}$ (0.012 for 80), because a flow starts from its source.
+    and not that of $\sigma_{\max}$ (0.012 for 80), because a flow starts from its source. A schedule that ends at
+    $\sigma_{\min}$, as `EDMScheduler`'s does, is there at $t = 1$: N takes the place of $N - 1$, and no time is added.
 
     Args:
         steps: N, at least 2.
@@ -84,18 +85,20 @@ def karras_grid(
         )
     if not rho > 0:
         raise ValueError(f"`rho` must be positive; got {rho}.")
+    high, low = math.inf, 0.0
     if scheduler is not None:
         at = scheduler(torch.tensor([0.0, 1.0], dtype=torch.float64))
         high, low = (at.sigma_t / at.alpha_t).tolist()
-        if not low <= sigma_min < sigma_max <= high:
+        if not low * (1 - 1e-9) <= sigma_min < sigma_max <= high * (1 + 1e-9):  # up to rounding
             raise ValueError(
                 f"`sigma_min` and `sigma_max` must lie in the range of {scheduler!r}, whose ratio of noise to signal "
                 f"goes from {high:g} to {low:g}; got {sigma_min:g} and {sigma_max:g}."
             )
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    sigma = uniform_grid(steps - 1, *ends) ** rho
+    last = steps if math.isclose(sigma_min, low, rel_tol=1e-9) else steps - 1
+    sigma = uniform_grid(last, *ends)[1:steps] ** rho
     time = 1 / (1 + sigma) if scheduler is None else scheduler.snr_inverse(1 / sigma)
-    return torch.cat([time.new_zeros(1), time[1:], time.new_ones(1)])
+    return torch.cat([time.new_zeros(1), time, time.new_ones(1)])
 
 
 def _unit(steps: int) -> Tensor:

@@ -11,6 +11,7 @@ from flow_matching.utils import ModelWrapper
 from fm_ext.models.guidance import GuidedVelocityModel
 from fm_ext.models.masked import MaskedVelocityModel
 from fm_ext.models.prediction import PredictionVelocityModel
+from fm_ext.models.wrapper import UNetWrapper
 from fm_ext.path.scheduler.transform import ScheduleTransformedModel
 
 # Wrappers that hand every extra they do not name on to `.model`.
@@ -104,7 +105,10 @@ def check_extras(
 
 
 def accepted(model: object) -> tuple[set[str], bool]:
-    """The extras that a model names, and whether it takes any other; through wrappers that only hand them on."""
+    """The extras that a model names, and whether it takes any other; through wrappers that only hand them on.
+
+    A `UNetWrapper` names what its network names and what it concatenates; it refuses the others itself.
+    """
     inner: Any = getattr(model, "_orig_mod", model)  # torch.compile hides the signature
     forward = getattr(type(inner), "forward", None)
     try:
@@ -113,7 +117,9 @@ def accepted(model: object) -> tuple[set[str], bool]:
         return set(), True
     names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    if takes_any and forward in _PASSING:
+    if isinstance(inner, UNetWrapper):
+        names |= inner.accepted.union(inner.concat)
+    elif takes_any and forward in _PASSING:
         more, takes_any = accepted(inner.model)
         names |= more
     return names - {"x", "t"}, takes_any

@@ -73,7 +73,7 @@ class AugmentedField:
         if moving is not None:
             moving = moving.expand_as(x)
             self.probes = self.probes.masked_fill(~moving, 0)
-            self.entries = moving.reshape(len(x), -1).any(0).nonzero()[:, 0].tolist()
+            self.entries = moving.reshape(len(x), self.dimensions).any(0).nonzero()[:, 0].tolist()
 
     def __call__(self, t: Tensor, state: Tensor) -> Tensor:
         x = state[:, : self.dimensions].view(self.shape)
@@ -90,18 +90,18 @@ class AugmentedField:
             traces = self._estimates(x, v) if len(self.probes) else self._exact(x, v)
         if not self.create_graph:
             v = v.detach()
-        return torch.cat([v.reshape(len(v), -1), torch.stack(traces, dim=1)], dim=1)
+        return torch.cat([v.reshape(len(v), self.dimensions), torch.stack(traces, dim=1)], dim=1)
 
     def _estimates(self, x: Tensor, v: Tensor) -> list[Tensor]:
         products = (self._vjp(x, v, z) * z for z in self.probes)
-        return [p.reshape(len(p), -1).sum(1) for p in products]
+        return [p.reshape(len(p), self.dimensions).sum(1) for p in products]
 
     def _exact(self, x: Tensor, v: Tensor) -> list[Tensor]:
         trace: Tensor = x.new_zeros(len(x))
         for i in self.entries:
             one = torch.zeros_like(v)
-            one.view(len(v), -1)[:, i] = 1
-            trace = trace + self._vjp(x, v, one).reshape(len(v), -1)[:, i]
+            one.view(len(v), self.dimensions)[:, i] = 1
+            trace = trace + self._vjp(x, v, one).reshape(len(v), self.dimensions)[:, i]
         return [trace]
 
     def _vjp(self, x: Tensor, v: Tensor, z: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class AugmentedField:
     def start(self, x: Tensor) -> Tensor:
         """The state that begins at `x` with nothing integrated."""
         nothing = x.new_zeros(len(x), max(1, len(self.probes)))
-        return torch.cat([x.reshape(len(x), -1), nothing], dim=1)
+        return torch.cat([x.reshape(len(x), self.dimensions), nothing], dim=1)
 
     def split(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """The state as `x` and what each probe has integrated, `(batch, probes)`."""
@@ -123,7 +123,8 @@ class AugmentedField:
         """`x`, the integral of the divergence, and the standard error of that, 0 for the exact one."""
         x, integrals = self.split(state)
         count = integrals.shape[1]
-        error = integrals.detach().std(1) if count > 1 else torch.zeros_like(integrals[:, 0])
+        several = integrals.numel() > len(integrals)  # probes, and samples at all
+        error = integrals.detach().std(1) if several else torch.zeros_like(integrals[:, 0])
         return x, integrals.mean(1), error / count**0.5
 
     def norm(self, norm: Norm) -> Norm:

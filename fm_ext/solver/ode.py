@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fm_ext.models.extras import mask_of
-from fm_ext.solver.compiled import CompiledSteps
+from fm_ext.solver.compiled import compiled_steps
 from fm_ext.solver.field import Field, collect, parts
 from fm_ext.solver.grids import check_grid
 from fm_ext.solver.keywords import ODE_ALIASES, check_extras
@@ -46,12 +46,16 @@ class ODESolver(UpstreamODESolver):
         velocity_model: called as `velocity_model(x=x, t=t, **extras)`, with t 0-d.
         options: of the method: `first_step`, `max_step`, `safety`, `ifactor`, `dfactor`, `max_num_steps` and
             `norm` (of a `(batch, ...)` tensor of errors over tolerances) for adaptive ones, those of torchdiffeq
-            for its own.
+            for its own; `min_step`, `max_step` and `max_num_steps` for scipy's.
         compile: whether `sample` compiles each step of the methods whose row says fm_ext, all its evaluations
             included, by `torch.compile(mode="reduce-overhead")`; a mapping gives other arguments of `torch.compile`.
             On CUDA a step is then the replay of one graph, which a small network, bound by the launches of its kernels,
             gains from. The first step of each shape and method compiles, for some ten seconds; results agree to
-            rounding. Not for other methods, nor for likelihoods: there compile the model.
+            rounding. Where `torch.compile` would give up compiling, after eight graphs of a step, there is a
+            RuntimeError. Not for other methods, nor for likelihoods: there compile the model.
+
+    Raises:
+        TypeError: for a `compile` that is neither bool nor a mapping.
     """
 
     def __init__(
@@ -63,8 +67,7 @@ class ODESolver(UpstreamODESolver):
     ):
         super().__init__(velocity_model)
         self.options = dict(options or {})
-        how = {"mode": "reduce-overhead"} if compile is True else compile
-        self._compiled = None if how is False else CompiledSteps(how)
+        self._compiled = compiled_steps(compile)
         self.nfe = 0
 
     def sample(
@@ -110,18 +113,16 @@ class ODESolver(UpstreamODESolver):
             TypeError: for a keyword that nothing takes, or an `x_init` that is not floating point.
             ValueError: for an unknown method or option, and for steps or tolerances that are missing, contradict
                 each other or do not belong to the method.
-            RuntimeError: where an adaptive method cannot go on, for example because the velocity is not finite.
+            RuntimeError: where an adaptive method cannot go on; it names the last time.
         """
         check_extras(self.velocity_model, model_extras, self.sample, ODE_ALIASES)
         scheme = self._scheme(
             method=method, step_size=step_size, steps=steps, atol=atol, rtol=rtol,
-            time_grid=time_grid, enable_grad=enable_grad,
+            time_grid=time_grid, end_alone=not return_intermediates, enable_grad=enable_grad,
         )  # fmt: skip
         if not x_init.is_floating_point():
             raise TypeError(f"`x_init` must be floating point; got {x_init.dtype}.")
         grid = check_grid(time_grid, (0.0, 1.0))
-        if not return_intermediates and not scheme.by_steps:
-            grid = [grid[0], grid[-1]]
         wide = torch.promote_types(x_init.dtype, torch.float32)
         results: list[Tensor] = []
         self.nfe = 0
@@ -193,11 +194,12 @@ class ODESolver(UpstreamODESolver):
             TypeError: as `sample`.
             ValueError: as `sample`; for probes below 1 (below 2 with `return_error`), a grid that does not decrease,
                 a `log_p0` of another shape, and a velocity that carries no gradient.
+            RuntimeError: as `sample`.
         """
         check_extras(self.velocity_model, model_extras, self.compute_likelihood, ODE_ALIASES)
         scheme = self._scheme(
             method=method, step_size=step_size, steps=steps, atol=atol, rtol=rtol,
-            time_grid=time_grid, enable_grad=enable_grad,
+            time_grid=time_grid, end_alone=not return_intermediates, enable_grad=enable_grad,
         )  # fmt: skip
         if not x_1.is_floating_point():
             raise TypeError(f"`x_1` must be floating point; got {x_1.dtype}.")
@@ -220,8 +222,6 @@ class ODESolver(UpstreamODESolver):
                 "compute_likelihood differentiates the velocity, which torch.inference_mode() forbids; "
                 "torch.no_grad() does not."
             )
-        if not return_intermediates and not scheme.by_steps:
-            grid = [grid[0], grid[-1]]
         wide = torch.promote_types(x_1.dtype, torch.float32)
         ends, log_ps, errors = [], [], []
         self.nfe = 0

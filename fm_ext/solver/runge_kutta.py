@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -18,8 +19,39 @@ ADAPTIVE_OPTIONS = {
     "safety": 0.9,
     "ifactor": 10.0,
     "dfactor": 0.2,
-    "max_num_steps": 2**31 - 1,
 }
+
+
+@dataclass
+class StepGuard:
+    """Counts the steps of an adaptive method, whoever takes them, and tells where it cannot go on.
+
+    Args:
+        method: its name.
+        end: the last time.
+        most: how many steps it may try.
+        hint: what else than the velocity may be at fault.
+    """
+
+    method: str
+    end: float
+    most: int
+    hint: str
+    taken: int = 0
+
+    def __call__(self, t: float, size: float) -> None:
+        """Lets a step of this size begin at `t`."""
+        if self.taken == self.most:
+            raise RuntimeError(
+                f"{self.method!r} took `max_num_steps` = {self.taken} steps and is at t = {t:g}: raise it, or `atol` "
+                "and `rtol`."
+            )
+        self.taken += 1
+        if not size > 1e-14 * max(abs(t), abs(self.end)):
+            raise RuntimeError(
+                f"{self.method!r} cannot go on: the step size fell to {size:g} at t = {t:g}; the velocity is not "
+                f"finite there or just after, or {self.hint}."
+            )
 
 
 def fixed_steps(
@@ -55,6 +87,7 @@ def adaptive_steps(
     rtol: float,
     norm: Norm,
     options: Mapping[str, float],
+    guard: StepGuard,
 ) -> Iterator[Tensor]:
     """Steps as long as the error allows; yields the state at each time of the grid after the first.
 
@@ -70,18 +103,9 @@ def adaptive_steps(
     size = option["first_step"]
     if size is None:
         size = first_step(field, x, slope, t, end, tableau.order, atol=atol, rtol=rtol, norm=norm)
-    size, wanted, taken = min(size, option["max_step"]), 1, 0
+    size, wanted = min(size, option["max_step"]), 1
     while wanted < len(grid):
-        if taken == option["max_num_steps"]:
-            raise RuntimeError(
-                f"the solver took `max_num_steps` = {taken} steps and is at t = {t:g}: raise it, or `atol` and `rtol`."
-            )
-        if not size > 1e-14 * max(abs(t), abs(end)):
-            raise RuntimeError(
-                f"the step size fell to {size:g} at t = {t:g}: the velocity is not finite there, or `atol` = {atol} "
-                f"and `rtol` = {rtol} are below the rounding of {x.dtype}."
-            )
-        taken += 1
+        guard(t, size)
         last = abs(end - t) <= size * (1 + 1e-12)
         stop = end if last else t + sign * size
         h = stop - t

@@ -7,7 +7,14 @@ from flow_matching.solver import ODESolver as UpstreamODESolver
 from torch import nn
 from torch.testing import assert_close
 
-from fm_ext.models import GuidedVelocityModel, MaskedVelocityModel, SmallUNet, UNet, UNetWrapper
+from fm_ext.models import (
+    GuidedVelocityModel,
+    MaskedVelocityModel,
+    PredictionVelocityModel,
+    SmallUNet,
+    UNet,
+    UNetWrapper,
+)
 from fm_ext.path import AffineProbPath, MaskedProbPath
 from fm_ext.path.scheduler import CosineScheduler
 from fm_ext.solver import ODESolver
@@ -235,6 +242,39 @@ def test_mask_dropout_is_per_sample_and_in_training_only():
     assert net.x[:, 0].eq(1).all()
     model.eval()(x=x, t=torch.tensor(0.5), mask=mask)
     assert net.x[:, 0].eq(1).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("around", [None, PredictionVelocityModel])
+def test_guidance_hides_what_it_says_in_training_mode_too(scale, around):
+    """Dropped labels would leave some samples without guidance, and nobody would know."""
+
+    class Sees(nn.Module):
+        def forward(self, x, t, label):
+            self.modes = self.training
+            return 10.0 * label.view(-1, 1, 1, 1) + (x[:, 1:] == -1) + 0 * x[:, :1]
+
+    network = Sees()
+    wrapper = UNetWrapper(
+        network, concat=("mask",), label_dropout=0.5, null_label=3, mask_dropout=0.5
+    )
+    model = wrapper if around is None else around(wrapper, CosineScheduler())
+    guided = GuidedVelocityModel(model, scale, null={"label": 3}, hide_known=True).train()
+    x, mask = torch.randn(64, 1, 2, 2), torch.rand(64, 1, 2, 2) < 0.5
+    label = torch.ones(64, dtype=torch.long)
+    got = guided(x=x, t=torch.tensor(0.5), label=label, mask=mask)
+    null = 30.0 + ~mask
+    assert_close(got, null + scale * (10.0 - null))
+    assert wrapper.training and network.modes, "the network keeps its mode"
+
+
+def test_an_error_inside_leaves_the_mode_as_it_was():
+    model = UNetWrapper(Look(), label_dropout=0.5, null_label=3).train()
+    with pytest.raises(TypeError, match=r"`label` was given"):
+        GuidedVelocityModel(model, 2.0)(
+            x=torch.zeros(2, 1, 1, 1), t=TIMES[0], label=torch.zeros(2, dtype=torch.long)
+        )
+    assert model.training
 
 
 CORRELATION = 0.8  # of two pixels with variance 1

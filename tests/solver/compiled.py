@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from fm_ext.models import MLP
+from fm_ext.models import MLP, GuidedVelocityModel
 from fm_ext.solver import ODESolver, uniform_grid
 from fm_ext.solver.tableau import FIXED
 
@@ -68,6 +68,72 @@ def test_steps_of_other_lengths_and_another_call_compile_nothing_anew(extras):
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("view", [False, True])
+def test_a_method_and_a_shape_are_one_graph(inference, view):
+    field, graphs = Unconditional(), []
+    solver = ODESolver(field, compile={"backend": lambda graph, _: graphs.append(0) or graph})
+    for number, method in enumerate(FIXED, 1):
+        for _ in range(2):
+            x = torch.randn(12, 3)[:6] if view else torch.randn(6, 3)
+            with torch.inference_mode(inference):
+                solver.sample(x.clone() if inference and not view else x, steps=3, method=method)
+        assert len(graphs) == number
+    assert field.runs == 0
+
+
+class Unconditional(Field):
+    def forward(self, x, t, **extras):
+        if not torch.compiler.is_compiling():
+            self.runs += 1
+        return torch.sin(x) + t
+
+
+def test_nothing_runs_uncompiled_however_much_the_process_has_compiled():
+    """torch.compile keeps eight graphs with the code of a function, and then it stops compiling it."""
+    count = 0
+    for _ in range(2):
+        field = Unconditional()
+        solver = ODESolver(field, compile=EAGER)
+        for method in ("euler", "heun2"):
+            for dtype in (torch.float32, torch.float64):
+                for shape in ((2, 3), (1, 2), (4, 1, 2, 2)):
+                    solver.sample(torch.randn(shape, dtype=dtype), steps=2, method=method)
+                    count += 1
+        assert field.runs == 0
+    assert count == 24
+
+
+@pytest.mark.parametrize("more", [{}, {"fullgraph": True}])
+def test_what_compiles_anew_without_end_is_told_of(more):
+    class Fickle(Unconditional):
+        def forward(self, x, t):
+            return len(self.name) * super().forward(x, t)
+
+    field = Fickle()
+    solver = ODESolver(field, compile=EAGER | more)
+    with pytest.raises(RuntimeError, match=r"as many graphs as torch.compile keeps, 8"):
+        for number in range(9):
+            field.name = "a" * (number + 1)
+            solver.sample(torch.randn(2, 3), steps=2)
+    assert field.runs == 0 and number == 8
+    ODESolver(field, compile=EAGER).sample(torch.randn(2, 3), steps=2)
+
+
+def test_a_model_that_breaks_the_graph_is_run_and_its_error_is_its_own():
+    class Broken(nn.Module):
+        def forward(self, x, t):
+            return -x if x.sum().item() < 1e9 else x
+
+    x = torch.randn(2, 3)
+    assert_close(
+        ODESolver(Broken(), compile=EAGER).sample(x, steps=4, method="rk4"),
+        ODESolver(Broken()).sample(x, steps=4, method="rk4"),
+    )
+    with pytest.raises(ValueError, match=r"must answer with the shape of `x`"):
+        ODESolver(lambda x, t: x[:1], compile=EAGER).sample(x, steps=2)
+
+
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # dynamo asks
@@ -96,6 +162,24 @@ def test_half_precision_and_parts_of_the_batch():
     assert_close(got, want)
 
 
+def test_an_interval_of_guidance_is_one_graph():
+    class Labelled(nn.Module):
+        null_label = 3
+
+        def forward(self, x, t, label):
+            return torch.sin(x) * (1 + label[:, None]) + t
+
+    x, label = torch.randn(6, 3), torch.arange(6) % 3
+    guided = GuidedVelocityModel(Labelled(), 2.0, interval=(0.2, 0.7))
+    want = ODESolver(guided).sample(x, steps=10, method="heun2", label=label)
+    for fullgraph in (True, False):
+        graphs = []
+        backend = lambda graph, _, graphs=graphs: graphs.append(0) or graph
+        solver = ODESolver(guided, compile={"backend": backend, "fullgraph": fullgraph})
+        assert_close(solver.sample(x, steps=10, method="heun2", label=label), want)
+        assert len(graphs) == 1
+
+
 def test_what_cannot_be_compiled_is_refused():
     x, log_p0 = torch.randn(2, 3), lambda x: -x.square().sum(1)
     solver = ODESolver(MLP(3, 8), compile=True)
@@ -105,6 +189,9 @@ def test_what_cannot_be_compiled_is_refused():
         solver.sample(x, method="explicit_adams", steps=4)
     with pytest.raises(ValueError, match="`compile` is for `sample`"):
         solver.compute_likelihood(x, log_p0, steps=4)
+    for compile in (None, 0, 1, "reduce-overhead"):
+        with pytest.raises(TypeError, match=r"`compile` must be True, False or a mapping.*; got"):
+            ODESolver(MLP(3, 8), compile=compile)
 
 
 def test_the_default_compiler():

@@ -137,6 +137,13 @@ def test_bad_input(untyped):
         solver.sample(x, None, torch.tensor([0.0]))
     with pytest.raises(ValueError, match=r"`time_grid` must be finite and strictly"):
         solver.sample(x, None, torch.tensor([0.0, 0.5, 0.5]))
+    for ends in ([0.0, 1.5], [-0.5, 0.5], [1.0, -0.1]):
+        with pytest.raises(
+            ValueError, match=rf"`time_grid` must lie in \[0, 1\]; got {ends[0]:g} to"
+        ):
+            solver.sample(x, None, torch.tensor(ends))
+    with pytest.raises(TypeError, match=r"`x_init` must be floating point; got torch.int64"):
+        solver.sample(x.long(), 0.1)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,13 @@ import torch
 from flow_matching.path.scheduler import CondOTScheduler
 from torch.testing import assert_close
 
-from fm_ext.path.scheduler import CosineScheduler, ShiftedScheduler, VPScheduler
+from fm_ext.path.scheduler import (
+    CosineScheduler,
+    EDMScheduler,
+    ShiftedScheduler,
+    VEScheduler,
+    VPScheduler,
+)
 from fm_ext.solver import cosine_grid, karras_grid, shifted_grid, uniform_grid
 from fm_ext.solver.grids import equal_steps, subdivide
 
@@ -41,6 +47,23 @@ def test_karras_has_edms_noise_levels(scheduler):
     i = torch.arange(1, 18, dtype=torch.float64)
     sigma = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     assert_close(at.sigma_t / at.alpha_t, sigma)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [EDMScheduler(), VEScheduler(0.002, 80.0), EDMScheduler(0.001, 100.0), EDMScheduler(0.001)],
+    ids=repr,
+)
+@pytest.mark.parametrize("steps", [2, 10, 1000])
+def test_karras_on_schedules_that_end_in_noise(scheduler, steps):
+    t = karras_grid(steps, scheduler=scheduler)
+    assert len(t) == steps + 1 and t[0] == 0 and t[-1] == 1 and (t.diff() > 0).all()
+    if scheduler == EDMScheduler():  # whose time is the index
+        assert_close(t, uniform_grid(steps))
+    at = scheduler(torch.tensor([0.0, 1.0], dtype=torch.float64))  # with its rounding
+    high, low = (at.sigma_t / at.alpha_t).tolist()
+    own = karras_grid(steps, low, high, scheduler=scheduler)
+    assert own[-1] == 1 and (own.diff() > 0).all()
 
 
 def test_cosine():

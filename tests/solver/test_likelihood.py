@@ -118,6 +118,17 @@ def test_gradients_are_those_of_the_difference_quotient(exact):
     assert not ODESolver(model).compute_likelihood(x, normal, steps=1)[1].requires_grad
 
 
+@pytest.mark.parametrize("method", ["dopri5", "RK45"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's
+def test_where_the_method_cannot_go_on_there_is_no_likelihood(method):
+    for grid in (None, [1.0, 0.95, 0.0]):
+        with pytest.raises(RuntimeError, match=rf"'{method}' cannot go on: .* at t = 0\.(8|799)"):
+            ODESolver(lambda x, t: -5 * x * x).compute_likelihood(
+                torch.ones(2, 1, dtype=torch.float64), normal, method=method,
+                time_grid=grid, exact_divergence=True,
+            )  # fmt: skip
+
+
 def test_the_known_pixels_are_a_condition():
     """With the conditional velocity of the missing entry: ln p(x^m | y)."""
     slope, std = 0.8, 0.6  # x^m given y is N(slope y, std^2)
@@ -161,6 +172,17 @@ def test_known_pixels_put_no_noise_on_the_estimate():
     _, exact = solver.compute_likelihood(x, log_p0, exact_divergence=True, **arguments)
     assert_close(exact, -a.trace().expand(3))
     assert ((estimate - exact).abs() <= 4 * error).all()
+
+
+@pytest.mark.parametrize("method", ["euler", "dopri5", "dopri8", "RK45"])
+@pytest.mark.parametrize("exact", [True, False])
+def test_of_no_samples_there_are_no_likelihoods(method, exact):
+    step = {"steps": 2} if method == "euler" else {}
+    x_0, log_p, error = ODESolver(lambda x, t: -x).compute_likelihood(
+        torch.ones(0, 2, 3), normal, method=method, exact_divergence=exact, probes=2,
+        return_error=True, **step,
+    )  # fmt: skip
+    assert x_0.shape == (0, 2, 3) and log_p.shape == error.shape == (0,)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import scipy.integrate
 import torch
 from flow_matching.path.scheduler import CondOTScheduler
 from flow_matching.solver import ODESolver as UpstreamODESolver
@@ -11,9 +12,9 @@ from torch import nn
 from torch.testing import assert_close
 from torchdiffeq import odeint
 
-from fm_ext.models import MLP, MaskedVelocityModel
+from fm_ext.models import MLP, MaskedVelocityModel, UNetWrapper
 from fm_ext.path.scheduler import ScheduleTransformedModel, get_scheduler
-from fm_ext.solver import ODESolver, karras_grid, uniform_grid
+from fm_ext.solver import InpaintingSolver, ODESolver, karras_grid, uniform_grid
 from fm_ext.solver.norm import SampleNorm
 from fm_ext.solver.scheme import METHODS, MULTISTEP, SCIPY
 from fm_ext.solver.tableau import ADAPTIVE, FIXED
@@ -245,7 +246,13 @@ def test_nothing_missing_is_no_error():
     assert torch.equal(
         ODESolver(Spiral()).sample(x, method="dopri5", mask=torch.zeros_like(mask)), x
     )
-    assert ODESolver(Spiral()).sample(x[:0], method="dopri5").shape == (0, 5, 2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_samples_are_no_samples(method):
+    x, step = torch.ones(0, 5, 2), {"method": method, "time_grid": [0.0, 0.5, 1.0]}
+    assert ODESolver(Spiral()).sample(x, **step).shape == x.shape
+    assert ODESolver(Spiral()).sample(x, return_intermediates=True, **step).shape == (3, *x.shape)
 
 
 def test_norm_by_hand():
@@ -272,21 +279,55 @@ def test_options_reach_the_method():
         plain.sample(x, method=method), norm.sample(x, method=method)
         assert seen and all(ratio.shape == x.shape for ratio in seen)
         assert norm.nfe > plain.nfe
-    with pytest.raises(RuntimeError, match=r"`max_num_steps` = 3 steps and is at t ="):
-        ODESolver(Recorder(), options={"max_num_steps": 3}).sample(x, method="dopri5", rtol=1e-6)
+    for method in BY_TOLERANCE:
+        solver = ODESolver(Recorder(), options={"max_num_steps": 2})
+        with pytest.raises(
+            RuntimeError, match=rf"'{method}' took `max_num_steps` = 2 steps and is"
+        ):
+            solver.sample(x, method=method, rtol=1e-7, atol=1e-7)
     solver = ODESolver(Recorder(), options={"max_step": 0.01})
     solver.sample(x, method="bosh3")
     assert solver.nfe >= 300
-    model = Recorder()
-    ODESolver(model, options={"solver": "RK45"}).sample(x, method="scipy_solver")
     named = Recorder()
     ODESolver(named).sample(x, method="RK45")
-    assert model.times == named.times
+    for solver in ("RK45", scipy.integrate.RK45):
+        model = Recorder()
+        ODESolver(model, options={"solver": solver}).sample(x, method="scipy_solver")
+        assert model.times == named.times
 
 
-def test_a_velocity_that_is_not_finite_is_told_of():
-    with pytest.raises(RuntimeError, match=r"the step size fell to .* the velocity is not finite"):
-        ODESolver(lambda x, t: x / (t - 0.5).relu()).sample(torch.ones(1, 1), method="dopri5")
+def not_finite_after(half):
+    return lambda x, t: torch.where(t > half, torch.nan, 0 * x)
+
+
+TROUBLE = {
+    "grows without bound": lambda x, t: 5 * x * x,  # x = 1 / (1 - 5 t)
+    "nan after 0.5": not_finite_after(0.5),
+    "nan": not_finite_after(-1.0),
+    "infinite": lambda x, t: x / (t - 0.5).relu(),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+@pytest.mark.parametrize("method", BY_TOLERANCE)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, on the way there
+def test_where_an_adaptive_method_cannot_go_on_it_says_so(method, trouble):
+    """Scipy's come back with fewer states, with NaN or never, and torchdiffeq's with an AssertionError."""
+    for more in ({}, {"time_grid": [0.0, 0.1, 1.0], "return_intermediates": True}):
+        with pytest.raises(RuntimeError, match=rf"'{method}' cannot go on: .* at t = \d.* finite"):
+            ODESolver(TROUBLE[trouble]).sample(
+                torch.ones(2, 1), method=method, atol=1e-3, rtol=1e-3, **more
+            )
+
+
+@pytest.mark.parametrize("method", [*ADAPTIVE, "dopri8", "RK45", "LSODA"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_the_last_time_is_named_in_both_directions(method):
+    field = lambda x, t: torch.where(t < 0.5, torch.nan, 0 * x)
+    with pytest.raises(RuntimeError) as error:
+        ODESolver(field).sample(torch.ones(2, 1), method=method, time_grid=[1.0, 0.0])
+    last = float(str(error.value).split("t = ")[1].split(";")[0])
+    assert 0.5 <= last <= 1
 
 
 # ---- precision, gradients, memory ----------------------------------------------------------------
@@ -339,11 +380,22 @@ def test_under_inference_mode_and_outside_samples_can_be_trained_on():
     (got @ torch.ones(2, 1, requires_grad=True)).sum().backward()
 
 
-@pytest.mark.parametrize("method", [*FIXED, "dopri5"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_end_alone_holds_no_trajectory(method):
-    step = {"time_grid": uniform_grid(100)} if method in FIXED else {}
-    got = ODESolver(MLP(2, 8)).sample(torch.randn(4, 2), method=method, **step)
+    step = {"method": method, "time_grid": uniform_grid(100)}
+    solver, x = ODESolver(MLP(2, 8)), torch.randn(4, 2)
+    got = solver.sample(x, **step)
     assert got.untyped_storage().nbytes() == 4 * 2 * 4
+    rounding = 0.0 if method in BY_STEPS else 1e-5
+    all_of_them = solver.sample(x, return_intermediates=True, **step)
+    assert_close(got, all_of_them[-1], rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("method", MULTISTEP)
+@pytest.mark.parametrize("grid", [torch.linspace(0, 1, 201), uniform_grid(300).float()])
+def test_equal_steps_in_float32_are_equal_steps(method, grid):
+    got = ODESolver(lambda x, t: x).sample(torch.ones(1, 1), method=method, time_grid=grid)
+    assert_close(got.item(), math.e, rtol=1e-4, atol=0)
 
 
 # ---- batches, extras, keywords -------------------------------------------------------------------
@@ -445,6 +497,27 @@ def test_what_a_model_declares_is_believed(model):
         solver.compute_likelihood(x, torch.sum, steps=1, setp_size=2, **extras)
 
 
+class Level(nn.Module):
+    def forward(self, sample, timestep, step=None, noise_level=None):
+        self.seen = sample.shape[1], step, noise_level
+        return sample[:, :1]
+
+
+@pytest.mark.parametrize("around", [lambda model: model, ModelWrapper], ids=["alone", "wrapped"])
+def test_what_a_wrapped_network_names_and_what_is_concatenated_is_the_models(around):
+    network, x = Level(), torch.ones(2, 1, 2, 2)
+    model = around(UNetWrapper(network, concat=("times",)))
+    assert torch.equal(ODESolver(model).sample(x, steps=1, step=3, times=x), 2 * x)
+    assert network.seen == (2, 3, None)
+    solver = InpaintingSolver(model, CondOTScheduler(), "flower")
+    solver.sample(x, mask=x > 0, steps=1, noise_level=0.5, times=x)
+    assert network.seen == (2, None, 0.5)
+    with pytest.raises(TypeError, match=r"`timesteps` is no keyword .* did you mean `time_grid`"):
+        ODESolver(model).sample(x, steps=1, times=x, timesteps=x)
+    with pytest.raises(TypeError, match=r"`colour` is taken neither by `concat` .* by Level"):
+        ODESolver(model).sample(x, steps=1, times=x, colour="red")
+
+
 def test_extras_reach_a_model_that_takes_anything():
     seen = {}
     ODESolver(lambda x, t, **extras: seen.update(extras) or x).sample(
@@ -496,5 +569,11 @@ def test_bad_input(untyped):
         ODESolver(lambda x, t: x[:, :1]).sample(x, steps=1)
     with pytest.raises(ValueError, match=r"`options`: 'perturb' is nothing that 'euler' takes"):
         ODESolver(MLP(2), options={"perturb": True}).sample(x, steps=1)
+    for name in ("first_step", "max_step", "max_num_steps"):
+        solver = ODESolver(MLP(2), options={name: -1})
+        with pytest.raises(ValueError, match=rf"`options`: '{name}' must be positive; got -1"):
+            solver.sample(x, method="dopri5")
+    with pytest.raises(ValueError, match=r"'solver' must be one of RK45, .* or a class; got 'RK4'"):
+        ODESolver(MLP(2), options={"solver": "RK4"}).sample(x, method="scipy_solver")
     with pytest.raises(ValueError, match=r"'first_stop' is nothing that 'dopri8' takes; it takes"):
         ODESolver(MLP(2), options={"first_stop": 0.1}).sample(x, method="dopri8")

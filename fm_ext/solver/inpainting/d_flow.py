@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fm_ext.solver.inpainting.krylov import dot
 from fm_ext.solver.inpainting.lbfgs import minimise
-from fm_ext.solver.inpainting.method import Method, check
+from fm_ext.solver.inpainting.method import Method, check, whole
 from fm_ext.solver.inpainting.problem import Problem
 
 
@@ -28,13 +28,10 @@ class DFlow(Method):
     iterations: int = 20
 
     def __post_init__(self) -> None:
-        check("d_flow", iterations=(self.iterations, self.iterations >= 1, "at least 1"))
+        check("d_flow", iterations=(self.iterations, whole(1)))
 
     def fill(self, problem: Problem) -> Tensor:
-        bar = problem.bar(self.iterations)
-
         def objective(x_0: Tensor) -> tuple[Tensor, Tensor]:
-            next(bar, None)
             with torch.enable_grad():
                 x_0 = x_0.detach().requires_grad_()
                 misfit = problem.residual(problem.endpoint(x_0))
@@ -43,4 +40,5 @@ class DFlow(Method):
             problem.gradients += problem.steps
             return value.detach(), gradient
 
-        return problem.endpoint(minimise(objective, problem.noise(), self.iterations))
+        iterations = problem.bar(self.iterations)
+        return problem.endpoint(minimise(objective, problem.noise(), iterations))

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from fm_ext.solver.inpainting.krylov import SOLVERS
-from fm_ext.solver.inpainting.method import Method, check
+from fm_ext.solver.inpainting.method import Method, check, real, whole
 from fm_ext.solver.inpainting.problem import Problem, kernel_variance
+
+INSIDE = real("in (0, 1)", lambda start: 0 < start < 1)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class OTODE(Method):
     start: float = 0.2
 
     def __post_init__(self) -> None:
-        check("ot_ode", start=(self.start, 0 < self.start < 1, "in (0, 1)"))
+        check("ot_ode", start=(self.start, INSIDE))
 
     def fill(self, problem: Problem) -> Tensor:
         noise = problem.noise()
@@ -60,7 +62,8 @@ class MomentMatching(Method):
     $$\hat x_1^y = \hat x_1 + C_t H^\top (H C_t H^\top + \sigma_y^2 I)^{-1} (y - H \hat x_1), \qquad
     v^y = \frac{\hat x_1^y - x}{1 - t},$$
 
-    exact for Gaussian data. $C_t$ is never built: the linear system is solved by a Krylov method whose products
+    exact for Gaussian data; other data, whose posterior at $t$ this takes for a Gaussian, it leaves with a bias that no
+    number of steps removes. $C_t$ is never built: the linear system is solved by a Krylov method whose products
     are vector-Jacobian products of the network, starting at the solution of the last step. At $t = 0$ the covariance
     is 0/0 ($J = 0$), and near it a small error of the network is a large one of $C_t$; so the first step goes from 0 to
     `start` by what the network says at `start`, in the state to which its $E[X_1]$ at 0 leads there. This costs one
@@ -71,8 +74,9 @@ class MomentMatching(Method):
     $$x_s = s\,\hat x_1^y + \sqrt{(1 - s)^2 - \eta^2 \tilde\sigma^2}\; \hat x_0^y + \eta\,\tilde\sigma\,\epsilon,
     \qquad \tilde\sigma^2 = \frac{(1 - s)^2}{(1 - t)^2} \Big((1 - t)^2 - \frac{t^2}{s^2} (1 - s)^2\Big).$$
 
-    For an independent source $N(0, I)$ every $\eta$ has the same distribution in the limit of small steps. In few steps
-    a larger one leaves less diversity; with a trained network, whose fills it keeps near the data, it pays
+    For Gaussian data and an independent source $N(0, I)$ every $\eta$ has the same distribution in the limit of small
+    steps, and in few steps a larger one leaves less diversity. Where $v^y$ is not exact they differ in the limit too:
+    fresh noise lets the late steps, at which the posterior is nearly a Gaussian, correct the early ones
     (docs/content/pretrained.md).
 
     A network's $J$ is not quite symmetric. Conjugate gradients ("cg") then diverge where its error exceeds
@@ -96,13 +100,15 @@ class MomentMatching(Method):
     def __post_init__(self) -> None:
         check(
             "moment_matching",
-            products=(self.products, self.products >= 1, "at least 1"),
-            start=(self.start, 0 < self.start < 1, "in (0, 1)"),
-            eta=(self.eta, self.eta is None or 0 <= self.eta <= 1, "in [0, 1], or None"),
+            products=(self.products, whole(1)),
+            start=(self.start, INSIDE),
+            eta=(
+                0 if self.eta is None else self.eta,
+                real("in [0, 1], or None", lambda eta: 0 <= eta <= 1),
+            ),
             linear_solver=(
                 self.linear_solver,
-                self.linear_solver in SOLVERS,
-                f"one of {', '.join(SOLVERS)}",
+                (lambda name: name in list(SOLVERS), f"one of {', '.join(SOLVERS)}"),
             ),
         )
 
@@ -127,7 +133,7 @@ class MomentMatching(Method):
         if eta is None:
             eta = 0.5 if problem.plain else 0.0
         var = (eta * (1 - s) / (1 - t)) ** 2 * kernel_variance(t, s)
-        x_0 = math.sqrt((1 - s) ** 2 - var) * x_0
+        x_0 = math.sqrt(max(0.0, (1 - s) ** 2 - var)) * x_0
         return x_0 + math.sqrt(var) * problem.noise() if var else x_0
 
     def target(

@@ -1,6 +1,6 @@
 """L-BFGS with one history and one line search for every sample of a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -10,7 +10,9 @@ from fm_ext.solver.inpainting.krylov import dot
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def minimise(objective: Objective, x: Tensor, iterations: int, history: int = 10) -> Tensor:
+def minimise(
+    objective: Objective, x: Tensor, iterations: Iterable[int], history: int = 10
+) -> Tensor:
     """A minimiser from `x`: samples share the evaluations and nothing else, unlike in `torch.optim.LBFGS`.
 
     Nocedal and Wright, Numerical Optimization, algorithm 7.4, with backtracking to Armijo's condition. A sample
@@ -20,13 +22,13 @@ def minimise(objective: Objective, x: Tensor, iterations: int, history: int = 10
     Args:
         objective: `x` to its values `(batch, 1, ..., 1)` and gradients.
         x: `(batch, ...)`.
-        iterations: directions tried.
+        iterations: `range` of the directions tried, or a progress bar over it.
         history: pairs remembered.
     """
     value, gradient = objective(x)
     rounding = torch.finfo(value.dtype).eps * value
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-    for i in range(iterations):
+    for i in iterations:
         direction = -inverse_hessian(pairs, gradient)
         slope = dot(direction, gradient)
         direction = torch.where(slope < 0, direction, -gradient)

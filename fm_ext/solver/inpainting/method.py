@@ -1,7 +1,9 @@
 """The interface of a method of inpainting, and what each assumes of the model's training."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -26,8 +28,26 @@ class Method(ABC):
         """A completion, `(batch, ...)`; what stands at its known entries does not count where there is no noise."""
 
 
-def check(owner: str, **rules: tuple[object, bool, str]) -> None:
-    """Raises for the first option whose rule is broken; each rule is (value, whether it holds, the rule in words)."""
-    for option, (value, holds, rule) in rules.items():
-        if not holds:
-            raise ValueError(f"`{option}` of method {owner!r} must be {rule}; got {value!r}.")
+Rule = tuple[Callable[[Any], bool], str]  # whether it holds, and the rule in words
+
+
+def check(owner: str | None, **rules: tuple[object, Rule]) -> None:
+    """Raises for the first value whose rule is broken, of a method's option or of the solver's own (`owner` None)."""
+    for name, (value, (holds, words)) in rules.items():
+        if not holds(value):
+            of = "" if owner is None else f" of method {owner!r}"
+            raise ValueError(f"`{name}`{of} must be {words}; got {value!r}.")
+
+
+def whole(least: int) -> Rule:
+    """Whole numbers, numpy's too."""
+    return lambda v: _number(v, Integral) and v >= least, f"a whole number of at least {least}"
+
+
+def real(words: str, holds: Callable[[Any], bool]) -> Rule:
+    """Numbers of which something holds."""
+    return lambda v: _number(v, Real) and holds(v), words
+
+
+def _number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fm_ext.solver.inpainting.method import Method, check
+from fm_ext.solver.inpainting.method import Method, check, real, whole
 from fm_ext.solver.inpainting.problem import Problem
 
 
@@ -33,9 +33,9 @@ class PnPFlow(Method):
     def __post_init__(self) -> None:
         check(
             "pnp",
-            step=(self.step, 0 < self.step <= 1, "in (0, 1]"),
-            exponent=(self.exponent, self.exponent >= 0, "at least 0"),
-            averages=(self.averages, self.averages >= 1, "at least 1"),
+            step=(self.step, real("in (0, 1]", lambda step: 0 < step <= 1)),
+            exponent=(self.exponent, real("at least 0", lambda exponent: exponent >= 0)),
+            averages=(self.averages, whole(1)),
         )
 
     def fill(self, problem: Problem) -> Tensor:
@@ -59,6 +59,9 @@ class Flower(Method):
 
     $$x_s = s\,(\mu + \gamma \kappa z) + (1 - s)\,\epsilon .$$
 
+    So the last step adds white noise to the answer, of standard deviation $\gamma \nu_t \approx \gamma / (N - 1)$ for N
+    steps. White data have it themselves, and would be too smooth without it; in an image it is grain.
+
     Args:
         gamma: 1 draws from that posterior, 0 takes its mean: a higher PSNR and too little diversity.
     """
@@ -67,7 +70,7 @@ class Flower(Method):
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        check("flower", gamma=(self.gamma, 0 <= self.gamma <= 1, "in [0, 1]"))
+        check("flower", gamma=(self.gamma, real("in [0, 1]", lambda gamma: 0 <= gamma <= 1)))
 
     def fill(self, problem: Problem) -> Tensor:
         x, noise_var = problem.noise(), problem.noise_std**2

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fm_ext.solver.inpainting.method import Method, check
+from fm_ext.solver.inpainting.method import Method, check, whole
 from fm_ext.solver.inpainting.problem import Problem, kernel_variance
 
 
@@ -48,8 +48,8 @@ class RePaint(Method):
     def __post_init__(self) -> None:
         check(
             "repaint",
-            resample=(self.resample, self.resample >= 1, "at least 1"),
-            jump=(self.jump, self.jump >= 1, "at least 1"),
+            resample=(self.resample, whole(1)),
+            jump=(self.jump, whole(1)),
         )
 
     def fill(self, problem: Problem) -> Tensor:
@@ -87,7 +87,7 @@ class RestoraFlow(Method):
     corrections: int = 1
 
     def __post_init__(self) -> None:
-        check("restora", corrections=(self.corrections, self.corrections >= 0, "at least 0"))
+        check("restora", corrections=(self.corrections, whole(0)))
 
     def fill(self, problem: Problem) -> Tensor:
         x = problem.noise()

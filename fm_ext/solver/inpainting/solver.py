@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fm_ext.models.extras import belongs_to_samples, map_extras
 from fm_ext.path.masked import check_mask
 from fm_ext.path.scheduler.transform import ScheduleTransformedModel
+from fm_ext.solver.inpainting.method import check, real, whole
 from fm_ext.solver.inpainting.problem import Problem, Source
 from fm_ext.solver.inpainting.registry import METHODS, get_method
 from fm_ext.solver.keywords import INPAINTING_ALIASES, check_extras
@@ -131,7 +132,7 @@ class InpaintingSolver(Solver):
         """
         check_extras(self.velocity_model, model_extras, self.sample, INPAINTING_ALIASES)
         self._check(image, mask, steps, noise_std, fills)
-        copies = 1 if fills is None else fills
+        copies = 1 if fills is None else int(fills)
 
         def ready(extra: Tensor) -> Tensor:
             if belongs_to_samples(extra, len(image)):
@@ -147,7 +148,7 @@ class InpaintingSolver(Solver):
                 whole.to(compute).masked_fill(hole, 0.0),
                 ~hole,
                 noise_std=noise_std,
-                steps=steps,
+                steps=int(steps),
                 source=self.source,
                 coupled=self.coupled,
                 generator=generator,
@@ -159,7 +160,7 @@ class InpaintingSolver(Solver):
             self.nfe, self.gradients = problem.nfe, problem.gradients
             if noise_std == 0:
                 filled = torch.where(hole, filled, whole)
-        return filled if fills is None else filled.unflatten(0, (fills, len(image)))
+        return filled if fills is None else filled.unflatten(0, (copies, len(image)))
 
     def _straight(self) -> nn.Module | Callable[..., Tensor]:
         if type(self.scheduler) is CondOTScheduler:
@@ -175,11 +176,12 @@ class InpaintingSolver(Solver):
                 "Images of bytes become data by `x.float() / 127.5 - 1`."
             )
         check_mask(mask, image, like="image")
-        for name, value in (("steps", steps), ("fills", 1 if fills is None else fills)):
-            if not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"`{name}` must be a whole number of at least 1; got {value!r}.")
-        if not 0 <= noise_std < math.inf:
-            raise ValueError(f"`noise_std` must be finite and at least 0; got {noise_std}.")
+        check(
+            None,
+            steps=(steps, whole(1)),
+            fills=(1 if fills is None else fills, whole(1)),
+            noise_std=(noise_std, real("finite and at least 0", lambda std: 0 <= std < math.inf)),
+        )
         if noise_std > 0 and not self.method.noisy:
             able = ", ".join(name for name, other in METHODS.items() if other.noisy)
             raise ValueError(

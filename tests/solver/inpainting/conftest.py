@@ -57,10 +57,17 @@ class Hole:
         gain = self.covariance[:, known] @ torch.linalg.inv(seen)
         self.mean = center + (self.image[:, known].double() - center) @ gain.T
         self.spread = self.covariance - gain @ self.covariance[known]
+        across = self.jumps(self.jumps(self.spread).T)  # covariance of both jumps
+        self.jump_variance = across.diagonal()
         self.counted = self.mask[0] | (noise_std > 0)  # the entries whose law is in question
 
     def compare(self, samples):
-        """W2 to the posterior, root mean square bias, and trace ratio, means over the observations."""
+        """W2 to the posterior, root mean square bias, and the ratios to its own of the trace and of the seam.
+
+        Means over the observations; the seam is the root mean square jump at both edges of the hole.
+        """
+        jumps = self.jumps(samples.double())
+        seam = self.jumps(self.mean).square() + self.jump_variance
         samples, true = samples.double()[..., self.counted], self.mean[:, self.counted]
         spread = self.spread[self.counted][:, self.counted]
         mean = samples.mean(0)
@@ -75,7 +82,12 @@ class Hole:
             w2=w2.clamp(min=0).sqrt().mean().item(),
             bias=(mean - true).square().mean(1).sqrt().mean().item(),
             ratio=(traces / spread.trace()).mean().item(),
+            seam=(jumps.square().mean() / seam.mean()).sqrt().item(),
         )
+
+    @staticmethod
+    def jumps(x):
+        return x[..., [10, 21]] - x[..., [9, 22]]
 
 
 @pytest.fixture

@@ -77,8 +77,8 @@ def test_lbfgs_finds_the_minimum_of_every_sample_alone():
         return value.detach(), gradient
 
     start = torch.tensor([[-1.2, 1.0]] * 3, dtype=torch.float64)
-    result = minimise(rosenbrock, start, 60)
+    result = minimise(rosenbrock, start, range(60))
     torch.testing.assert_close(result, torch.ones_like(result), rtol=0, atol=1e-5)
-    assert torch.equal(minimise(rosenbrock, start[:1], 60), result[:1])
-    still = minimise(rosenbrock, torch.ones(1, 2, dtype=torch.float64), 3)
+    assert torch.equal(minimise(rosenbrock, start[:1], range(60)), result[:1])
+    still = minimise(rosenbrock, torch.ones(1, 2, dtype=torch.float64), range(3))
     assert torch.equal(still, torch.ones(1, 2, dtype=torch.float64))

@@ -1,11 +1,13 @@
 """Laws that every method keeps, on images and a nonlinear model."""
 
+import numpy as np
 import pytest
 import torch
 from flow_matching.path.scheduler import CondOTScheduler
 from flow_matching.solver import ODESolver
 from torch import nn
 
+from fm_ext.models import UNet, UNetWrapper
 from fm_ext.path.scheduler import CosineScheduler, VPScheduler
 from fm_ext.solver import InpaintingSolver
 
@@ -100,6 +102,20 @@ def test_a_full_mask_is_unconditional_sampling_by_eulers_method(method):
     grid = torch.linspace(0, 1, 7, dtype=image.dtype)
     expected = ODESolver(Waves()).sample(noise, step_size=None, time_grid=grid)
     torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_outpainting_is_a_mask_around_the_image(method):
+    """A network made for 28 pixels paints 40, and the image in the middle is itself bit for bit."""
+    net = UNet(1, 1, channels=8, multipliers=(1, 2), attention=(), head_channels=8).eval()
+    nn.init.normal_(net.conv_out.weight, std=0.1)  # a new network answers 0
+    image, canvas = torch.rand(2, 1, 28, 28), torch.zeros(2, 1, 40, 40)
+    mask = torch.ones(2, 1, 40, 40, dtype=torch.bool)
+    canvas[..., 6:34, 6:34], mask[..., 6:34, 6:34] = image, False
+    solver = InpaintingSolver(UNetWrapper(net), CondOTScheduler(), method, **OPTIONS[method])
+    wide = solver.sample(canvas, mask=mask, steps=3)
+    assert torch.equal(wide[..., 6:34, 6:34], image)
+    assert wide.isfinite().all() and wide[mask].std() > 0.01
 
 
 @pytest.mark.parametrize("method", OPTIONS)
@@ -285,6 +301,20 @@ def test_progress_is_shown_on_request(capsys):
     assert "3/3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("method", OPTIONS)
+def test_progress_ends_with_the_work(method, monkeypatch):
+    solver, done = build(method), []
+
+    def bar(items, **_):
+        yield from items
+        done.append(solver.velocity_model.calls)
+
+    monkeypatch.setattr("fm_ext.solver.inpainting.problem.tqdm", bar)
+    image, mask = picture()
+    solver.sample(image, mask=mask, steps=4)
+    assert done == [solver.nfe - (4 if method == "d_flow" else 0)]  # the way from the source found
+
+
 def test_bad_construction(untyped):
     net, scheduler = Waves(), CondOTScheduler()
     with pytest.raises(
@@ -302,24 +332,49 @@ def test_bad_construction(untyped):
 @pytest.mark.parametrize(
     ("method", "option", "value", "rule"),
     [
-        ("repaint", "resample", 0, "at least 1"),
-        ("repaint", "jump", 0, "at least 1"),
-        ("restora", "corrections", -1, "at least 0"),
+        ("repaint", "resample", 0, "a whole number of at least 1"),
+        ("repaint", "jump", 0, "a whole number of at least 1"),
+        ("restora", "corrections", -1, "a whole number of at least 0"),
         ("pnp", "step", 1.5, r"in \(0, 1\]"),
         ("pnp", "exponent", -1.0, "at least 0"),
-        ("pnp", "averages", 0, "at least 1"),
+        ("pnp", "averages", 0, "a whole number of at least 1"),
         ("flower", "gamma", 2.0, r"in \[0, 1\]"),
         ("ot_ode", "start", 0.0, r"in \(0, 1\)"),
         ("moment_matching", "start", 1.0, r"in \(0, 1\)"),
-        ("moment_matching", "products", 0, "at least 1"),
+        ("moment_matching", "products", 0, "a whole number of at least 1"),
         ("moment_matching", "eta", 1.1, r"in \[0, 1\], or None"),
         ("moment_matching", "linear_solver", "lu", "one of cg, gmres"),
-        ("d_flow", "iterations", 0, "at least 1"),
+        ("d_flow", "iterations", 0, "a whole number of at least 1"),
+        ("moment_matching", "products", True, "a whole number of at least 1"),
+        ("moment_matching", "products", 2.5, "a whole number of at least 1"),
+        ("repaint", "resample", 2.5, "a whole number of at least 1"),
+        ("repaint", "jump", 1.5, "a whole number of at least 1"),
+        ("moment_matching", "eta", "x", r"in \[0, 1\], or None"),
+        ("moment_matching", "linear_solver", ["cg"], "one of cg, gmres"),
+        ("ot_ode", "start", None, r"in \(0, 1\)"),
+        ("pnp", "exponent", float("nan"), "at least 0"),
     ],
 )
-def test_bad_options(method, option, value, rule):
+def test_bad_options(untyped, method, option, value, rule):
     with pytest.raises(ValueError, match=rf"`{option}` of method '{method}' must be {rule}; got"):
         InpaintingSolver(Waves(), CondOTScheduler(), method, **{option: value})
+
+
+def test_numbers_may_be_numpys(untyped):
+    image, mask = picture()
+    solver = build(
+        "moment_matching", products=np.int64(2), start=np.float32(0.1), eta=np.float64(1)
+    )
+    fills = solver.sample(image, mask=mask, steps=np.int64(3), fills=np.int32(2))
+    assert fills.shape == (2, *image.shape) and fills.dtype == image.dtype
+
+
+@pytest.mark.parametrize("steps", [2, 3, 10])
+@pytest.mark.parametrize("start", [1e-6, 1e-8, 1e-12])
+def test_moment_matching_may_start_as_near_to_the_source_as_one_likes(start, steps):
+    image, mask = picture()
+    solver = build("moment_matching", start=start, eta=1.0)
+    assert solver.sample(image, mask=mask, steps=steps).shape == image.shape
 
 
 def test_bad_calls(untyped):
@@ -335,8 +390,12 @@ def test_bad_calls(untyped):
         solver.sample(image, mask=mask, steps=0)
     with pytest.raises(ValueError, match=r"`fills` must be a whole number of at least 1; got 0"):
         solver.sample(image, mask=mask, fills=0)
-    with pytest.raises(ValueError, match=r"`noise_std` must be finite and at least 0; got -1"):
-        solver.sample(image, mask=mask, noise_std=-1.0)
+    for bad in (True, 2.5, "x"):
+        with pytest.raises(ValueError, match=r"`steps` must be a whole number of at least 1; got"):
+            solver.sample(image, mask=mask, steps=bad)
+    for bad in (-1.0, "x"):
+        with pytest.raises(ValueError, match=r"`noise_std` must be finite and at least 0; got"):
+            solver.sample(image, mask=mask, noise_std=bad)
     with pytest.raises(ValueError, match=r"`noise_std` must be 0 for method 'restora'.*flower"):
         solver.sample(image, mask=mask, noise_std=0.1)
 
