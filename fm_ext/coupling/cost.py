@@ -34,6 +34,15 @@ def squared_distance(
     return torch.addmm(squares, a, b.T, alpha=-2)
 
 
+def above_minima(cost: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """What is left of each cost above the least of its row, and then above the least of its column.
+
+    What was taken off belongs to a row or a column, so it is the same for all permutations and plans.
+    """
+    cost = cost - cost.amin(1, keepdim=True)
+    return cost.sub_(cost.amin(0))
+
+
 def condition_weight(
     cost: Float[Tensor, "n n"], penalty: Float[Tensor, "n n"], ratio: float
 ) -> float:

@@ -44,7 +44,10 @@ class GreedyTransport(Transport):
         self.rounds = rounds
 
     def assign(
-        self, cost: Float[Tensor, "n n"], generator: torch.Generator | None
+        self,
+        cost: Float[Tensor, "n n"],
+        generator: torch.Generator | None,
+        data: Float[Tensor, "n n"] | None = None,
     ) -> Int64[Tensor, " n"]:
         """A source (column) for each target (row), each used once."""
         return _exchange(cost, _nearest_free(cost), self.rounds)

@@ -41,7 +41,10 @@ class OptimalTransport(Transport):
     """
 
     def assign(
-        self, cost: Float[Tensor, "n n"], generator: torch.Generator | None
+        self,
+        cost: Float[Tensor, "n n"],
+        generator: torch.Generator | None,
+        data: Float[Tensor, "n n"] | None = None,
     ) -> Int64[Tensor, " n"]:
         """The optimal source (column) of each target (row)."""
         return assign(cost).to(cost.device)

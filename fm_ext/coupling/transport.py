@@ -95,9 +95,18 @@ class Transport(Coupling):
 
     @abc.abstractmethod
     def assign(
-        self, cost: Float[Tensor, "n n"], generator: torch.Generator | None
+        self,
+        cost: Float[Tensor, "n n"],
+        generator: torch.Generator | None,
+        data: Float[Tensor, "n n"] | None = None,
     ) -> Int64[Tensor, " n"]:
-        """The source (column) of each target (row), given all costs, float32 or float64 and finite."""
+        """The source (column) of each target (row).
+
+        Args:
+            cost: of all pairs, float32 or float64 and finite.
+            generator: source of the randomness, where there is any.
+            data: the part of the cost that is not the conditions'; None: all of it.
+        """
 
     def _pair(
         self,
@@ -114,18 +123,19 @@ class Transport(Coupling):
         else:
             cost = self.cost(x_1, x_0)
             cost = cost if cost.is_floating_point() else cost.float()  # counts
+        data = cost
         if condition is not None:
             penalty = squared_distance(condition, condition).clamp_(min=0).to(cost.dtype)
             weight = self.weight
             if weight is None:
                 weight = condition_weight(cost, penalty, self.ratio)
-            cost = cost.add(penalty, alpha=weight)
+            cost = data.add(penalty, alpha=weight)
         if not bool(cost.sum().isfinite()):
             raise ValueError(
                 "`x_0`, `x_1` and `condition` must be finite, and so must their squared distances in "
                 f"{cost.dtype}; the transport cost is not."
             )
-        return self.assign(cost, generator)
+        return self.assign(cost, generator, data)
 
     def _check(
         self,
