@@ -25,9 +25,9 @@ class OptimalTransport(Transport):
     only, `condition` adds the distance of the conditions (C2OT). Over the batches of all processes:
     [`GatheredCoupling`][fm_ext.coupling.GatheredCoupling].
 
-    Costs are computed on the device of the data, in float32 at least; the assignment is solved on the CPU. Where
-    several permutations are the cheapest (tokens, repeated rows), rounding decides between them, which may differ
-    between machines.
+    Costs are computed on the device of the data, in float32 at least, rows of up to 64 numbers in float64; the
+    assignment is solved on the CPU. Where several permutations are the cheapest (tokens, repeated rows), rounding
+    decides between them, which may differ between machines.
 
     Args:
         cost: `cost(x_1, x_0)`, the `(target, source)` matrix of transport costs, for example squared geodesic distances

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from fm_ext.coupling.cost import condition_weight, squared_distance
+from fm_ext.coupling.cost import condition_distance, condition_weight, squared_distance
 from fm_ext.coupling.coupling import Coupling
 
 Cost = Callable[[Tensor, Tensor], Tensor]
@@ -119,16 +119,17 @@ class Transport(Coupling):
         if len(x_0) < 2:
             return torch.arange(len(x_0), device=x_0.device)
         if self.cost is None:
-            cost = squared_distance(x_1, x_0, mask).clamp_(min=0)
+            cost = squared_distance(x_1, x_0, mask, centred=True).clamp_(min=0)
         else:
             cost = self.cost(x_1, x_0)
             cost = cost if cost.is_floating_point() else cost.float()  # counts
         data = cost
         if condition is not None:
-            penalty = squared_distance(condition, condition).clamp_(min=0).to(cost.dtype)
+            penalty = condition_distance(condition).to(cost.dtype)
             weight = self.weight
-            if weight is None:
-                weight = condition_weight(cost, penalty, self.ratio)
+            if weight is None:  # which compares sources, and so needs to know how far off they are
+                true = cost if self.cost else squared_distance(x_1, x_0, mask).clamp_(min=0)
+                weight = condition_weight(true, penalty, self.ratio)
             cost = data.add(penalty, alpha=weight)
         if not bool(cost.sum().isfinite()):
             raise ValueError(

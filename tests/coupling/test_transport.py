@@ -13,7 +13,7 @@ from fm_ext.coupling import (
     SinkhornTransport,
 )
 from fm_ext.coupling.assignment import SMALL, _prices, assign
-from fm_ext.coupling.cost import condition_weight, squared_distance
+from fm_ext.coupling.cost import condition_distance, condition_weight, squared_distance
 
 PERMUTATIONS = [OptimalTransport(), GreedyTransport(), IndependentCoupling()]
 TRANSPORTS = [OptimalTransport(), GreedyTransport(), SinkhornTransport()]
@@ -186,6 +186,53 @@ def test_distances_of_large_numbers_do_not_drown_in_rounding():
     torch.testing.assert_close(near.double(), torch.cdist(x_1, x_0) ** 2, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("offset", [1.0, 1e3, 1e5])
+@pytest.mark.parametrize("shape", [(2,), (300,)], ids=str)
+def test_batches_in_float32_may_be_far_from_each_other(shape, offset):
+    x_0, x_1 = batch(100, shape, torch.float32)
+    far = x_1 + offset
+    index = OptimalTransport()(x_0, far)[1]
+    rounded = (far.double() - far.double().mean(0)).float()  # what adding the offset has left
+    torch.testing.assert_close(
+        cost(x_0[index], rounded).sum(),
+        cost(OptimalTransport()(x_0.double(), rounded.double())[0], rounded).sum().float(),
+        rtol=1e-6,
+        atol=0,
+    )
+    gap = cost(GreedyTransport()(x_0, far)[0], rounded).mean()
+    assert gap < cost(x_0[index], rounded).mean() + 0.1 * cost(x_0, rounded).mean()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_clusters_in_float32_may_be_far_from_each_other(masked):
+    cluster = 1e3 * torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]])[torch.arange(200) % 4]
+    x_0, x_1 = (cluster + 0.1 * torch.randn(200, 2) for _ in range(2))
+    mask = torch.ones(200, 2, dtype=torch.bool) if masked else None
+    index, best = (
+        OptimalTransport()(a, b, mask=mask)[1]
+        for a, b in ((x_0, x_1), (x_0.double(), x_1.double()))
+    )
+    found, least = (cost(x_0[i].double(), x_1.double()).sum() for i in (index, best))
+    torch.testing.assert_close(found, least, rtol=1e-5, atol=0)
+    assert least < 0.2 * cost(x_0, x_1).sum()
+
+
+def test_holes_in_float32_may_be_far_from_the_source():
+    x_0, x_1 = batch(100, (8,), torch.float32)
+    far, mask = x_1 + 1e5, torch.rand(100, 8) < 0.5
+    index = OptimalTransport()(x_0, far, mask=mask)[1]
+    assert torch.equal(index, OptimalTransport()(x_0.double(), far.double(), mask=mask)[1])
+
+
+def test_distance_of_centred_batches_differs_by_numbers_of_rows_and_columns():
+    x_0, x_1 = batch(20)
+    change = squared_distance(x_1, x_0, centred=True) - squared_distance(x_1, x_0)
+    change = change - change.mean(0) - change.mean(1, keepdim=True) + change.mean()
+    torch.testing.assert_close(change, torch.zeros_like(change))
+    own = squared_distance(x_1, x_1, centred=True)
+    torch.testing.assert_close(own, squared_distance(x_1, x_1))
+
+
 @pytest.mark.parametrize("coupling", TRANSPORTS, ids=name)
 def test_labels_stay_in_their_class_and_each_class_is_solved_by_itself(coupling):
     x_0, x_1 = batch(40, (2,))
@@ -210,7 +257,10 @@ def test_cost_in_the_hole_ignores_known_pixels_of_the_target(coupling):
     assert torch.equal(coupling(x_0, other, mask=mask)[1], index)
     assert not torch.equal(coupling(x_0, other)[1], index)
     full = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    assert torch.equal(coupling(x_0, x_1, mask=full)[1], coupling(x_0, x_1)[1])
+    whole, plain = (cost(coupling(x_0, x_1, mask=m)[0], x_1).sum() for m in (full, None))
+    torch.testing.assert_close(
+        whole, plain, rtol=0.02 if coupling is TRANSPORTS[1] else 1e-12, atol=0
+    )
 
 
 def test_masked_distance_is_its_formula():
@@ -240,6 +290,25 @@ def test_weight_leaves_the_ratio_of_candidates(ratio):
     weight = condition_weight(pairs, penalty, ratio)
     share = lambda w: (pairs + w * penalty <= pairs.diagonal()[:, None]).double().mean()
     assert share(weight) <= ratio < share(weight * 0.999) + 1 / 3600
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.01])
+@pytest.mark.parametrize("width", [3, 64, 512])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_repeated_conditions_with_a_searched_weight_are_the_label(dtype, width, ratio):
+    x_0, x_1 = batch(120, (2,), torch.float32)
+    label = torch.randint(10, (120,))
+    condition = torch.nn.functional.normalize(torch.randn(10, width), dim=1)[label].to(dtype)
+    distance = condition_distance(condition)
+    assert torch.equal(distance == 0, label[:, None] == label)
+    weight = condition_weight(squared_distance(x_1, x_0), distance.float(), ratio)
+    assert weight <= 1.01 * (30**2 / distance[distance > 0].min())
+    exact, greedy = (c(ratio=ratio) for c in (OptimalTransport, GreedyTransport))
+    within = cost(OptimalTransport()(x_0, x_1, label=label)[0], x_1).mean()
+    for coupling in (exact, greedy):
+        paired, index = coupling(x_0, x_1, condition=condition)
+        assert (label[index] == label).float().mean() > 0.95
+        assert cost(paired, x_1).mean() < within + 0.1
 
 
 def test_nearer_conditions_with_a_smaller_ratio():
