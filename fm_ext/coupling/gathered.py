@@ -30,6 +30,7 @@ class GatheredCoupling(Coupling):
                 f"`coupling` must be a fm_ext.coupling.Coupling, for example OptimalTransport(); got {coupling!r}."
             )
         self.coupling = coupling
+        self.takes = coupling.takes
 
     def __call__(
         self,

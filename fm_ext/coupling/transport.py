@@ -28,6 +28,8 @@ class Transport(Coupling):
         ValueError: for a ratio or weight out of range.
     """
 
+    takes = frozenset({"label", "mask", "condition", "generator"})
+
     def __init__(
         self, *, cost: Cost | None = None, ratio: float = 0.2, weight: float | None = None
     ):
