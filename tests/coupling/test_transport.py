@@ -153,6 +153,26 @@ def test_prices_are_nearly_optimal(case):
     assert bound(torch.zeros(301)) < 0.5 * best
 
 
+@pytest.mark.parametrize("kind", ["integers", "words", "binary", "classes", "empty holes", "tail"])
+def test_ties_and_heavy_tails_are_left_to_the_solver(kind):
+    """From prices it takes up to hundred times as long there."""
+    n = 700
+    pairs = {
+        "integers": lambda: torch.randint(0, 100, (n, n)),
+        "words": lambda: torch.cdist(*torch.randint(999, (2, n, 40)).float(), p=0),
+        "binary": lambda: torch.rand(n, n) < 0.5,
+        "classes": lambda: torch.randint(50, (n, 1)) != torch.randint(50, (n,)),
+        "empty holes": lambda: torch.rand(n, n) * (torch.rand(n, 1) < 0.5),
+        "tail": lambda: torch.rand(n, n).double() ** 20,
+    }[kind]()
+    pairs = pairs.to(torch.promote_types(pairs.dtype, torch.float32))
+    slack = pairs - pairs.amin(1, keepdim=True)
+    assert torch.equal(_prices(pairs), slack.amin(0))
+    rows, columns = linear_sum_assignment(pairs.numpy())
+    found, best = (pairs[rows, j].double().sum() for j in (assign(pairs), columns))
+    torch.testing.assert_close(found, best, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("power", [1, 20, 60])
 def test_prices_are_finite_however_much_costs_differ(power):
     for pairs in (torch.rand(200, 200), torch.rand(200, 1) * torch.rand(200)):
