@@ -22,7 +22,7 @@ class GreedyTransport(Transport):
 
     Args:
         rounds: of exchanges, 0 or more; after as many as there are rows, each pair of targets has had its turn.
-        cost: `cost(x_1, x_0)`, the `(target, source)` matrix of transport costs; None: squared Euclidean distances.
+        cost: see `OptimalTransport`.
         ratio: see `OptimalTransport`.
         weight: see `OptimalTransport`.
 

@@ -31,7 +31,8 @@ class OptimalTransport(Transport):
 
     Args:
         cost: `cost(x_1, x_0)`, the `(target, source)` matrix of transport costs, for example squared geodesic distances
-            on a manifold or Hamming distances of tokens; None: squared Euclidean distances.
+            on a manifold or Hamming distances of tokens; None: squared Euclidean distances. With a parameter `mask` it
+            gets the targets' mask, `(batch, ...)`, or None.
         ratio: for `condition`: the fraction of pairs that may be as near, cost of the condition included, as the pair
             of a target with its own row's source, in (0, 1].
         weight: for `condition`: the weight of its cost; None: found from `ratio` for each batch.

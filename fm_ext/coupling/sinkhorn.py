@@ -35,7 +35,7 @@ class SinkhornTransport(Transport):
         relative: False: $\varepsilon$ in units of the cost itself, squared distance.
         tolerance: the iterations stop when the columns' sums are right to this fraction, on average.
         max_iterations: a warning says when these did not suffice.
-        cost: `cost(x_1, x_0)`, the `(target, source)` matrix of transport costs; None: squared Euclidean distances.
+        cost: see `OptimalTransport`.
         ratio: see `OptimalTransport`.
         weight: see `OptimalTransport`.
 

@@ -348,6 +348,41 @@ def test_given_cost_is_obeyed():
     assert (paired != tokens[1]).sum() < (tokens[0] != tokens[1]).sum()
 
 
+def test_given_cost_gets_the_mask_it_asks_for():
+    x_0, x_1 = batch(24)
+    mask, label = torch.rand(24, 1, 4, 5) < 0.5, torch.arange(24) % 3
+    coupling = OptimalTransport(cost=squared_distance)
+    plain = OptimalTransport()
+    for given in ({}, {"mask": mask}, {"mask": mask[:1]}, {"mask": mask, "label": label}):
+        assert torch.equal(coupling(x_0, x_1, **given)[1], plain(x_0, x_1, **given)[1])
+
+
+@pytest.mark.parametrize("coupling", [OptimalTransport, GreedyTransport, SinkhornTransport])
+def test_what_a_cost_returns_is_checked(coupling):
+    x_0, x_1 = batch(8, (2,))
+    pairs = lambda x_1, x_0: squared_distance(x_1, x_0)
+    for wrong in (
+        lambda x_1, x_0: pairs(x_1, x_0)[:, :, None],
+        lambda x_1, x_0: pairs(x_1, x_0)[:, :1],
+        lambda x_1, x_0: pairs(x_1, x_0).diagonal(),
+        lambda x_1, x_0: pairs(x_1, x_0).sum(),
+    ):
+        with pytest.raises(ValueError, match=r"`cost` must return a row.*\(8, 8\).*; got \("):
+            coupling(cost=wrong)(x_0, x_1)
+    with pytest.raises(TypeError, match="`cost` must return a tensor; got ndarray"):
+        coupling(cost=lambda x_1, x_0: pairs(x_1, x_0).numpy())(x_0, x_1)
+    with pytest.raises(ValueError, match="what `cost` returns and `condition` must be finite"):
+        coupling(cost=lambda x_1, x_0: pairs(x_1, x_0) + torch.inf)(x_0, x_1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32, torch.bool], ids=str)
+def test_costs_are_summed_in_float32_at_least(dtype):
+    x_0, x_1 = batch(300, (4,))
+    given = (30 * squared_distance(x_1, x_0)).round().clamp(max=60000).to(dtype)
+    index = OptimalTransport(cost=lambda x_1, x_0: given)(x_0, x_1)[1]
+    assert torch.equal(index, assign(given.float()))
+
+
 def test_sinkhorn_becomes_exact_as_regularisation_vanishes():
     x_0, x_1 = batch(32, (2,))
     best = cost(OptimalTransport()(x_0, x_1)[0], x_1).mean()
@@ -460,9 +495,11 @@ def test_bad_input(untyped):
         coupling(x_0, x_1, label=torch.zeros(8, 1))
     with pytest.raises(ValueError, match="`condition` must have one row a sample, 8"):
         coupling(x_0, x_1, condition=torch.zeros(7, 1))
-    with pytest.raises(ValueError, match="`mask` must be bool with True = missing"):
+    with pytest.raises(TypeError, match="`mask` must be bool with True = missing"):
         coupling(x_0, x_1, mask=torch.ones(8, 2))
-    with pytest.raises(ValueError, match="`mask` restricts squared distances"):
+    with pytest.raises(ValueError, match="`mask` must have as many axes as `x_1`"):
+        coupling(x_0, x_1, mask=torch.ones(8, 1, 2).bool())
+    with pytest.raises(ValueError, match="`cost` must take a mask"):
         OptimalTransport(cost=torch.cdist)(x_0, x_1, mask=torch.ones(8, 2).bool())
     with pytest.raises(ValueError, match="must be finite"):
         coupling(x_0 * torch.nan, x_1)

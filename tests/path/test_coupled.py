@@ -234,6 +234,22 @@ def test_tokens_by_their_hamming_distance():
     assert (sample.x_0 != x_1).sum() < (x_0 != x_1).sum()
 
 
+def test_masked_tokens_by_the_hamming_distance_in_the_hole():
+    def hamming(x_1, x_0, mask=None):
+        different = x_1[:, None] != x_0
+        return (different if mask is None else different & mask[:, None]).sum(-1)
+
+    x_0, x_1 = torch.randint(0, 5, (2, 16, 8))
+    mask, coupling = torch.rand(16, 8) < 0.5, OptimalTransport(cost=hamming)
+    for path in (
+        MaskedProbPath(CoupledProbPath(DISCRETE, coupling)),
+        CoupledProbPath(MaskedProbPath(DISCRETE), coupling),
+    ):
+        sample = path.sample(x_0, x_1, torch.rand(16), mask=mask)
+        assert torch.equal(sample.x_t[~mask], x_1[~mask])
+        assert (sample.x_0 != x_1)[mask].sum() < (x_0 != x_1)[mask].sum()
+
+
 def test_straighter_with_optimal_transport():
     """On Gaussians the conditional variance of the velocity falls, which is what makes few steps go far."""
     x_0, x_1, t, _ = torch.randn(256, 2), 1 + torch.randn(256, 2), torch.rand(256), None
