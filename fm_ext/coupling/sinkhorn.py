@@ -97,21 +97,27 @@ class SinkhornTransport(Transport):
             last *= unit or mean or 1.0
         v = torch.zeros_like(cost[0])
         epsilon = max(mean, last)
-        error = math.inf
         for iteration in range(self.max_iterations):
             epsilon = max(epsilon / 2, last)
             u = -epsilon * torch.logsumexp((v - cost) / epsilon, 1)
             logs = torch.logsumexp((u[:, None] - cost) / epsilon, 0)
             if epsilon == last and iteration % 10 == 9:
-                error = (v / epsilon + logs).exp().sub(1).abs().mean().item()
-                if error <= self.tolerance:
+                if _error(v / epsilon + logs) <= self.tolerance:
                     break
             v = -epsilon * logs
         else:
-            warnings.warn(
-                f"`max_iterations` = {self.max_iterations} left an error of {error:.3g} in the columns' sums, above "
-                f"`tolerance` = {self.tolerance:g}: raise the one or `regularization` = {self.regularization:g}.",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            error = _error(torch.log_softmax((v - cost) / last, 1).logsumexp(0))
+            if error > self.tolerance:
+                warnings.warn(
+                    f"`max_iterations` = {self.max_iterations} left an error of {error:.3g} in the columns' sums, "
+                    f"above `tolerance` = {self.tolerance:g}: raise the one or "
+                    f"`regularization` = {self.regularization:g}.",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
         return torch.log_softmax((v - cost) / last, 1) - math.log(len(cost))
+
+
+def _error(logs: Tensor) -> float:
+    """How far the columns' sums, given as logarithms, are from 1 on average."""
+    return logs.exp().sub(1).abs().mean().item()

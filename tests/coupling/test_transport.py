@@ -495,6 +495,16 @@ def test_sinkhorn_says_when_it_did_not_converge():
         SinkhornTransport(1e-4, max_iterations=20)(x_0, x_1)
 
 
+@pytest.mark.parametrize("iterations", [1, 5, 14])
+def test_the_error_that_sinkhorn_tells_is_that_of_its_plan(iterations):
+    pairs = squared_distance(*batch(64, (2,)))
+    with pytest.warns(RuntimeWarning) as caught:
+        plan = SinkhornTransport(0.01, max_iterations=iterations).log_plan(pairs).exp()
+    error = (64 * plan.sum(0) - 1).abs().mean()
+    assert f"left an error of {error:.3g} in" in str(caught[0].message)
+    SinkhornTransport(10.0, max_iterations=iterations + 5).log_plan(pairs)  # no warning
+
+
 def test_autocast_does_not_reach_the_costs():
     x_0, x_1 = batch(200, (64,), torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
