@@ -14,6 +14,12 @@ EPSILONS = 0.1, 0.02, 0.005, 0.001
 SWEEPS = 6
 """Sinkhorn iterations with each of them."""
 
+TIED = 4
+"""Zeros a row, on average, above the minima: with more of them there are many optima, and prices only hide the ties."""
+
+CROWDED = 0.3
+"""Part of all costs, near 0 for the last of EPSILONS: beyond it a few large costs have set the unit."""
+
 RELAXATION = 1.5
 """Of the iterations: 1 is Sinkhorn's own step, and from 2 on they diverge."""
 
@@ -36,13 +42,17 @@ def _prices(cost: Tensor) -> Tensor:
     r"""Nearly optimal v of the dual problem $\max_v \sum_i \min_j (C_{ij} - v_j) + \sum_j v_j$.
 
     The minima of the columns above those of the rows; of large problems, the potentials of the entropic plan, by
-    over-relaxed Sinkhorn iterations (Thibault et al., arXiv 1711.01851) from a large to a small regularisation.
+    over-relaxed Sinkhorn iterations (Thibault et al., arXiv 1711.01851) from a large to a small regularisation. Not
+    where many costs are equal, or nearly so beside the mean cost: there the solver is faster from the minima.
     """
     slack = cost - cost.amin(1, keepdim=True)
     minima = slack.amin(0)
     slack -= minima
+    n = len(cost)
+    if n <= SMALL or (slack == 0).sum() > TIED * n:
+        return minima
     unit = slack.mean()
-    if len(cost) <= SMALL or unit == 0:
+    if (slack <= EPSILONS[-1] * unit).sum() > CROWDED * n * n:
         return minima
     slack = slack.div_(unit).float()
     kernel = torch.empty_like(slack)

@@ -16,6 +16,9 @@ class Coupling(abc.ABC):
     sampling has to begin at something else than the given source.
     """
 
+    takes: frozenset[str] | None = None
+    """The names of the conditions that it uses, so that `CoupledProbPath` can refuse others; None: it is given all."""
+
     @abc.abstractmethod
     def __call__(
         self,
@@ -50,6 +53,8 @@ class Coupling(abc.ABC):
 @final
 class IndependentCoupling(Coupling):
     """Leaves the pairs as they came: independent for independently drawn rows, paired for paired data."""
+
+    takes = frozenset()
 
     def __call__(
         self,

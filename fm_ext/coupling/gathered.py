@@ -22,6 +22,10 @@ class GatheredCoupling(Coupling):
 
     Args:
         coupling: what is applied to the whole batch.
+
+    Raises:
+        TypeError: if it is no coupling.
+        ValueError: if it is a `GatheredCoupling` already.
     """
 
     def __init__(self, coupling: Coupling):
@@ -29,7 +33,12 @@ class GatheredCoupling(Coupling):
             raise TypeError(
                 f"`coupling` must be a fm_ext.coupling.Coupling, for example OptimalTransport(); got {coupling!r}."
             )
+        if isinstance(coupling, GatheredCoupling):
+            raise ValueError(
+                "`coupling` must not gather itself: give the coupling that is inside of it."
+            )
         self.coupling = coupling
+        self.takes = coupling.takes
 
     def __call__(
         self,
@@ -42,16 +51,16 @@ class GatheredCoupling(Coupling):
         Args:
             x_0: sources of this process, `(batch, ...)`.
             x_1: targets of this process.
-            **conditions: handed to the coupling: tensors with a row a target are gathered; the rest, a generator for
-                example, is the first process's.
+            **conditions: handed to the coupling: tensors with a row a target are gathered, and so is a mask with one
+                row for all targets of a process; the rest, a generator for example, is the first process's.
 
         Returns:
             The sources of this process's targets, which may come from any process; and their rows in the batch of all
             processes, in the order of ranks.
 
         Raises:
-            ValueError: if the processes hold batches of different sizes, or `x_0` requires a gradient, which cannot
-                flow back to other processes.
+            ValueError: if the processes hold batches of different sizes, `x_0` requires a gradient, which cannot
+                flow back to other processes, or the coupling returns sources of another shape or dtype.
             Exception: what the coupling raises on the first process, there; on the others a ValueError or TypeError if
                 it is one, else a RuntimeError, with its message.
         """
@@ -70,17 +79,23 @@ class GatheredCoupling(Coupling):
                 f"`x_1` must have as many rows on every process, has {smallest} to {largest}: drop the last, smaller "
                 "batch (drop_last=True)."
             )
+        mask = conditions.get("mask")
+        if isinstance(mask, Tensor) and mask.shape[:1] == (1,):
+            conditions["mask"] = mask.expand(batch, *mask.shape[1:])
         for name, value in conditions.items():
             if isinstance(value, Tensor) and value.shape[:1] == x_1.shape[:1]:
                 conditions[name] = _gather(value)
         everything = _gather(x_0), _gather(x_1)
         share = torch.empty(x_0.shape, dtype=x_0.dtype, device=x_0.device)
         index = torch.empty(batch, dtype=torch.int64, device=x_0.device)
-        parts: list[list[Tensor]] | tuple[None, None] = (None, None)
+        parts: tuple[list[Tensor], list[Tensor]] | tuple[None, None] = (None, None)
         failure: Exception | None = None
         if dist.get_rank() == 0:
             try:
-                parts = [list(x.split(batch)) for x in self.coupling(*everything, **conditions)]
+                paired, chosen = self.coupling(*everything, **conditions)
+                _check_like(everything[0], "sources", paired)
+                _check_like(index.new_empty(len(paired)), "indices", chosen)
+                parts = list(paired.split(batch)), list(chosen.split(batch))
             except Exception as error:
                 failure = error
         _raise_everywhere(failure)
@@ -93,6 +108,15 @@ class GatheredCoupling(Coupling):
     ) -> Shaped[Tensor, " batch *dim"]:
         """What the coupling starts sampling from."""
         return self.coupling.source(x_0, generator)
+
+
+def _check_like(expected: Tensor, what: str, got: Tensor) -> None:
+    """Raises where a share could not be received: every process expects what it has sent."""
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        raise ValueError(
+            f"`coupling` must return {what} {tuple(expected.shape)} of {expected.dtype} to be shared; got "
+            f"{tuple(got.shape)} of {got.dtype}."
+        )
 
 
 def _raise_everywhere(failure: Exception | None) -> None:

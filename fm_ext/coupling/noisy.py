@@ -21,6 +21,8 @@ class NoisySource(Coupling):
         std: s, in units of the data, not negative.
     """
 
+    takes = frozenset({"generator"})
+
     def __init__(self, std: float):
         if not 0 <= std < float("inf"):
             raise ValueError(f"`std` must be finite and not negative; got {std}.")

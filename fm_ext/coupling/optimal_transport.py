@@ -25,13 +25,14 @@ class OptimalTransport(Transport):
     only, `condition` adds the distance of the conditions (C2OT). Over the batches of all processes:
     [`GatheredCoupling`][fm_ext.coupling.GatheredCoupling].
 
-    Costs are computed on the device of the data, in float32 at least; the assignment is solved on the CPU. Where
-    several permutations are the cheapest (tokens, repeated rows), rounding decides between them, which may differ
-    between machines.
+    Costs are computed on the device of the data, in float32 at least, rows of up to 64 numbers in float64; the
+    assignment is solved on the CPU. Where several permutations are the cheapest (tokens, repeated rows), rounding
+    decides between them, which may differ between machines.
 
     Args:
         cost: `cost(x_1, x_0)`, the `(target, source)` matrix of transport costs, for example squared geodesic distances
-            on a manifold or Hamming distances of tokens; None: squared Euclidean distances.
+            on a manifold or Hamming distances of tokens; None: squared Euclidean distances. With a parameter `mask` it
+            gets the targets' mask, `(batch, ...)`, or None.
         ratio: for `condition`: the fraction of pairs that may be as near, cost of the condition included, as the pair
             of a target with its own row's source, in (0, 1].
         weight: for `condition`: the weight of its cost; None: found from `ratio` for each batch.
@@ -41,7 +42,10 @@ class OptimalTransport(Transport):
     """
 
     def assign(
-        self, cost: Float[Tensor, "n n"], generator: torch.Generator | None
+        self,
+        cost: Float[Tensor, "n n"],
+        generator: torch.Generator | None,
+        data: Float[Tensor, "n n"] | None = None,
     ) -> Int64[Tensor, " n"]:
         """The optimal source (column) of each target (row)."""
         return assign(cost).to(cost.device)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from fm_ext.coupling.cost import above_minima
 from fm_ext.coupling.transport import Cost, Transport
 
 
@@ -18,7 +19,7 @@ class SinkhornTransport(Transport):
     $$P = \arg\min_P \langle P, C \rangle - \varepsilon H(P), \qquad P 1 = P^T 1 = 1 / n$$
 
     by Sinkhorn's iterations (Cuturi, arXiv 1306.0895) on the logarithms, which do not underflow at image dimensions,
-    with $\varepsilon$ halved from the mean cost down to its value. A source is drawn from each target's row of the
+    with $\varepsilon$ halved down to its value. A source is drawn from each target's row of the
     plan, so pairs have the law P, each source is expected once, and a batch uses some sources twice and others
     not at all: the fewer, the smaller $\varepsilon$. As $\varepsilon \to 0$ the pairs are `OptimalTransport`'s.
 
@@ -28,11 +29,13 @@ class SinkhornTransport(Transport):
     Conditions are obeyed as by [`OptimalTransport`][fm_ext.coupling.OptimalTransport].
 
     Args:
-        regularization: $\varepsilon$, positive, in units of the mean cost of the batch.
+        regularization: $\varepsilon$, positive, in units of the batch's mean cost above the minima of rows and then of
+            columns: what all pairs of a row or column have in common, a distance between the two means for example, no
+            plan can change. The cost of a condition does not count.
         relative: False: $\varepsilon$ in units of the cost itself, squared distance.
         tolerance: the iterations stop when the columns' sums are right to this fraction, on average.
         max_iterations: a warning says when these did not suffice.
-        cost: `cost(x_1, x_0)`, the `(target, source)` matrix of transport costs; None: squared Euclidean distances.
+        cost: see `OptimalTransport`.
         ratio: see `OptimalTransport`.
         weight: see `OptimalTransport`.
 
@@ -63,54 +66,58 @@ class SinkhornTransport(Transport):
         self.max_iterations = max_iterations
 
     def assign(
-        self, cost: Float[Tensor, "n n"], generator: torch.Generator | None
+        self,
+        cost: Float[Tensor, "n n"],
+        generator: torch.Generator | None,
+        data: Float[Tensor, "n n"] | None = None,
     ) -> Int64[Tensor, " n"]:
         """A source (column) for each target (row), drawn from the plan."""
-        logits = self.log_plan(cost)
+        logits = self.log_plan(cost, data)
         noise = torch.empty_like(logits).exponential_(generator=generator)
         return (logits - noise.log()).argmax(1)  # Gumbel: argmax has the law softmax(logits)
 
-    def log_plan(self, cost: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    def log_plan(
+        self, cost: Float[Tensor, "n n"], data: Float[Tensor, "n n"] | None = None
+    ) -> Float[Tensor, "n n"]:
         r"""$\log P$ for a matrix of costs; rows sum to 1 / n exactly, columns to the tolerance.
 
         Args:
             cost: of each target (row) and source (column), finite.
-
-        Raises:
-            ValueError: with `relative`, if the mean cost is not positive.
+            data: the part of it that gives `regularization` its unit, unless this part is the same for all plans; None:
+                all of it.
 
         Warns:
             RuntimeWarning: if `max_iterations` did not suffice.
         """
-        n = len(cost)
+        cost = above_minima(cost)
         mean = cost.mean().item()
-        if not cost.any():  # all sources lie on all targets
-            return torch.full_like(cost, -2 * math.log(n))
-        if self.relative and mean <= 0:
-            raise ValueError(
-                f"`cost` must have a positive mean, the unit of `regularization`; got {mean:.3g}. Set "
-                "relative=False, or add to the cost what makes its least value 0."
-            )
-        last = self.regularization * (mean if self.relative else 1.0)
-        cost = cost - cost.amin(1, keepdim=True)
-        cost -= cost.amin(0)
+        last = self.regularization
+        if self.relative:
+            unit = mean if data is None else above_minima(data).mean().item()
+            last *= unit or mean or 1.0
         v = torch.zeros_like(cost[0])
         epsilon = max(mean, last)
-        error = math.inf
         for iteration in range(self.max_iterations):
             epsilon = max(epsilon / 2, last)
             u = -epsilon * torch.logsumexp((v - cost) / epsilon, 1)
             logs = torch.logsumexp((u[:, None] - cost) / epsilon, 0)
             if epsilon == last and iteration % 10 == 9:
-                error = (v / epsilon + logs).exp().sub(1).abs().mean().item()
-                if error <= self.tolerance:
+                if _error(v / epsilon + logs) <= self.tolerance:
                     break
             v = -epsilon * logs
         else:
-            warnings.warn(
-                f"`max_iterations` = {self.max_iterations} left an error of {error:.3g} in the columns' sums, above "
-                f"`tolerance` = {self.tolerance:g}: raise the one or `regularization` = {self.regularization:g}.",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-        return torch.log_softmax((v - cost) / last, 1) - math.log(n)
+            error = _error(torch.log_softmax((v - cost) / last, 1).logsumexp(0))
+            if error > self.tolerance:
+                warnings.warn(
+                    f"`max_iterations` = {self.max_iterations} left an error of {error:.3g} in the columns' sums, "
+                    f"above `tolerance` = {self.tolerance:g}: raise the one or "
+                    f"`regularization` = {self.regularization:g}.",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+        return torch.log_softmax((v - cost) / last, 1) - math.log(len(cost))
+
+
+def _error(logs: Tensor) -> float:
+    """How far the columns' sums, given as logarithms, are from 1 on average."""
+    return logs.exp().sub(1).abs().mean().item()

@@ -1,6 +1,7 @@
 """What couplings of least transport cost have in common: the cost, and what the conditions do to it."""
 
 import abc
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from fm_ext.coupling.cost import condition_weight, squared_distance
+from fm_ext.coupling.cost import condition_distance, condition_weight, squared_distance
 from fm_ext.coupling.coupling import Coupling
+from fm_ext.mask.check import check_mask
 
-Cost = Callable[[Tensor, Tensor], Tensor]
+Cost = Callable[..., Tensor]
+"""`cost(x_1, x_0)`, or `cost(x_1, x_0, mask=None)`."""
 
 
 class Transport(Coupling):
@@ -19,7 +22,8 @@ class Transport(Coupling):
 
     Args:
         cost: `cost(x_1, x_0)`, the `(target, source)` matrix of transport costs, for example squared geodesic distances
-            on a manifold or Hamming distances of tokens; None: squared Euclidean distances.
+            on a manifold or Hamming distances of tokens; None: squared Euclidean distances. With a parameter `mask` it
+            gets the targets' mask, `(batch, ...)`, or None.
         ratio: for `condition`: the fraction of pairs that may be as near, cost of the condition included, as the pair
             of a target with its own row's source, in (0, 1].
         weight: for `condition`: the weight of its cost; None: found from `ratio` for each batch.
@@ -27,6 +31,8 @@ class Transport(Coupling):
     Raises:
         ValueError: for a ratio or weight out of range.
     """
+
+    takes = frozenset({"label", "mask", "condition", "generator"})
 
     def __init__(
         self, *, cost: Cost | None = None, ratio: float = 0.2, weight: float | None = None
@@ -70,8 +76,10 @@ class Transport(Coupling):
             The source of each target, through which gradients flow, and its row of `x_0`.
 
         Raises:
-            TypeError: for a condition of unknown name, or data that are not floating point without `cost`.
-            ValueError: for shapes that do not agree, a mask with `cost`, or values that are not finite.
+            TypeError: for a condition of unknown name, a mask that is not bool, data that are not floating point
+                without `cost`, or a `cost` that returns no tensor.
+            ValueError: for shapes that do not agree, a mask with a `cost` that takes none, or values that are not
+                finite.
         """
         if unknown:
             raise TypeError(
@@ -95,9 +103,18 @@ class Transport(Coupling):
 
     @abc.abstractmethod
     def assign(
-        self, cost: Float[Tensor, "n n"], generator: torch.Generator | None
+        self,
+        cost: Float[Tensor, "n n"],
+        generator: torch.Generator | None,
+        data: Float[Tensor, "n n"] | None = None,
     ) -> Int64[Tensor, " n"]:
-        """The source (column) of each target (row), given all costs, float32 or float64 and finite."""
+        """The source (column) of each target (row).
+
+        Args:
+            cost: of all pairs, float32 or float64 and finite.
+            generator: source of the randomness, where there is any.
+            data: the part of the cost that is not the conditions'; None: all of it.
+        """
 
     def _pair(
         self,
@@ -110,22 +127,23 @@ class Transport(Coupling):
         if len(x_0) < 2:
             return torch.arange(len(x_0), device=x_0.device)
         if self.cost is None:
-            cost = squared_distance(x_1, x_0, mask).clamp_(min=0)
+            cost = squared_distance(x_1, x_0, mask, centred=True).clamp_(min=0)
         else:
-            cost = self.cost(x_1, x_0)
-            cost = cost if cost.is_floating_point() else cost.float()  # counts
+            cost = _given(self.cost, x_1, x_0, mask)
+        data = cost
         if condition is not None:
-            penalty = squared_distance(condition, condition).clamp_(min=0).to(cost.dtype)
+            penalty = condition_distance(condition).to(cost.dtype)
             weight = self.weight
-            if weight is None:
-                weight = condition_weight(cost, penalty, self.ratio)
-            cost = cost.add(penalty, alpha=weight)
+            if weight is None:  # which compares sources, and so needs to know how far off they are
+                true = cost if self.cost else squared_distance(x_1, x_0, mask).clamp_(min=0)
+                weight = condition_weight(true, penalty, self.ratio)
+            cost = data.add(penalty, alpha=weight)
         if not bool(cost.sum().isfinite()):
+            given = "`x_0`, `x_1`" if self.cost is None else "what `cost` returns"
             raise ValueError(
-                "`x_0`, `x_1` and `condition` must be finite, and so must their squared distances in "
-                f"{cost.dtype}; the transport cost is not."
+                f"{given} and `condition` must be finite, and so must the cost of each pair in {cost.dtype}; it is not."
             )
-        return self.assign(cost, generator)
+        return self.assign(cost, generator, data)
 
     def _check(
         self,
@@ -144,22 +162,38 @@ class Transport(Coupling):
                 f"`x_0` and `x_1` must be floating point for squared distances; got {x_0.dtype} and {x_1.dtype}. "
                 "For tokens say what a change costs: cost=lambda x_1, x_0: ..., a (batch, batch) matrix."
             )
-        if mask is not None and self.cost is not None:
-            raise ValueError(
-                "`mask` restricts squared distances to the hole, and cannot restrict the given `cost`; leave one out."
-            )
         if label is not None and label.shape != x_0.shape[:1]:
             raise ValueError(f"`label` must be ({len(x_0)},); got {tuple(label.shape)}.")
         if condition is not None and condition.shape[:1] != x_0.shape[:1]:
             raise ValueError(
                 f"`condition` must have one row a sample, {len(x_0)}; got {tuple(condition.shape)}."
             )
-        if mask is not None and not (
-            mask.dtype == torch.bool
-            and mask.ndim == x_1.ndim
-            and all(m in (1, n) for m, n in zip(mask.shape, x_1.shape, strict=True))
-        ):
-            raise ValueError(
-                "`mask` must be bool with True = missing, and have as many axes as `x_1`, each of its length or 1; "
-                f"got {mask.dtype} {tuple(mask.shape)} for x_1 {tuple(x_1.shape)}."
-            )
+        if mask is not None:
+            check_mask(mask, x_1)
+
+
+def _given(cost: Cost, x_1: Tensor, x_0: Tensor, mask: Tensor | None) -> Tensor:
+    """The matrix of a cost function of the user's, in float32 at least."""
+    extras = {"mask": mask} if _takes_mask(cost) else {}
+    if mask is not None and not extras:
+        raise ValueError(
+            "`cost` must take a mask, cost(x_1, x_0, mask=None), to count the hole alone; the given one takes none. "
+            "Give it one, which it may ignore."
+        )
+    matrix = cost(x_1, x_0, **extras)
+    n = len(x_0)
+    if not isinstance(matrix, Tensor):
+        raise TypeError(f"`cost` must return a tensor; got {type(matrix).__name__}.")
+    if matrix.shape != (n, n):
+        raise ValueError(
+            f"`cost` must return a row for each of x_1 and a column for each of x_0, ({n}, {n}), as "
+            f"(x_1[:, None] != x_0).sum(-1) does; got {tuple(matrix.shape)}."
+        )
+    return matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+
+
+def _takes_mask(cost: Cost) -> bool:
+    try:
+        return "mask" in inspect.signature(cost).parameters
+    except ValueError:  # a function written in C, which does not say
+        return False

@@ -10,6 +10,7 @@ from fm_ext.data.dataset import ImageDataset
 from fm_ext.data.loader import ImageLoader, image_loader, make_loader
 from fm_ext.data.sampler import EpochSampler
 from fm_ext.data.source import Source
+from fm_ext.data.stream import StreamImageDataset
 
 
 def image_pair_loader(
@@ -53,12 +54,12 @@ def image_pair_loader(
     Raises:
         ValueError: as `image_loader`; also for streams, for paired data without two different columns, and for
             `on_error="skip"` on paired data, where a row left out on one side would shift the pairs.
-        TypeError: as `image_loader`.
+        TypeError: as `image_loader`; also for `image_column`, which each side has of its own.
     """
-    if options.get("streaming"):
-        raise ValueError(
-            "`streaming` must be False for pairs, whose order needs the numbers of rows; got True. "
-            "Fix: `datasets.Dataset.from_generator`, or two `image_loader`s of streams."
+    if "image_column" in options:
+        raise TypeError(
+            "`image_column` must be given once a side, as `source_column` and `target_column`; "
+            f"got {options['image_column']!r}."
         )
     paired = target is None
     if paired and (
@@ -80,6 +81,11 @@ def image_pair_loader(
     left_options = {**each, "label_column": False} if paired else each
     left = image_loader(source, image_column=source_column, **left_options)
     right = image_loader(source if target is None else target, image_column=target_column, **each)
+    if any(isinstance(side.dataset, StreamImageDataset) for side in (left, right)):
+        raise ValueError(
+            "`streaming` must be False for pairs, and neither side a stream: their order needs the numbers of rows. "
+            "Fix: `datasets.Dataset.from_generator`, or two `image_loader`s of streams."
+        )
     dataset = ImagePairDataset(left.dataset, right.dataset, paired=paired, shuffle=shuffle)
     drop_last = shuffle if drop_last is None else drop_last
     if drop_last and len(dataset) < batch_size:
@@ -134,12 +140,23 @@ class ImagePairDataset(ImageDataset):
         rows: int = len(self.source)  # pyright: ignore[reportArgumentType]
         if not self.shuffle:
             return numbers // len(self) * rows + numbers % len(self) % rows
-        passes, places = np.divmod(numbers, rows)
+        epochs, places = np.divmod(numbers, len(self))
         chosen = np.empty_like(numbers)
-        for number in np.unique(passes):
-            order = _order(self.seed, int(number), rows)
-            chosen[passes == number] = order[places[passes == number]]
-        return passes * rows + chosen
+        for epoch in np.unique(epochs):
+            of_epoch = _of_epoch(self.seed, int(epoch), len(self), rows)
+            chosen[epochs == epoch] = of_epoch[places[epochs == epoch]]
+        return chosen
+
+
+@lru_cache(maxsize=4)
+def _of_epoch(seed: int, epoch: int, targets: int, rows: int) -> np.ndarray:
+    """The source of each target in an epoch, which lies within one pass over the sources or spans many."""
+    first, last = epoch * targets, (epoch + 1) * targets
+    parts = []
+    for start in range(first // rows * rows, last, rows):
+        order = _order(seed, start // rows, rows)
+        parts.append(start + order[max(first - start, 0) : last - start])
+    return np.concatenate(parts)
 
 
 @lru_cache(maxsize=4)

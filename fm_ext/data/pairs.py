@@ -20,6 +20,9 @@ from fm_ext.data.source import check
 SHARD = 10_000
 """Rows of a file, at least, but for the last one."""
 
+UNFINISHED = "unfinished-"
+"""What a file is called, with the rank behind, as long as a process has pairs to write."""
+
 
 def simulate_pairs(
     velocity_model: nn.Module,
@@ -40,12 +43,13 @@ def simulate_pairs(
 
     The files are parquet, which `datasets.load_dataset(folder)` reads: columns `x_0`, `x_1` and the conditions, in
     their dtypes, but for bfloat16, which parquet does not know and which is stored as float32. In a process group
-    each process writes files of its own; give each its own sources.
+    all processes must call it; each writes files of its own, so give each its own sources. A folder that is not
+    finished, because a process was killed or is still writing, is marked by a file, and `pair_loader` refuses it.
 
     Args:
         velocity_model: called as `v(x=x, t=t, **conditions)`.
-        sources: batches, each a dictionary of `x_0` `(batch, ...)` and of the conditions row by row, `label` for
-            example, which the model gets and which are stored too.
+        sources: batches, each a dictionary of `x_0` `(batch, ...)`, floating point, and of the conditions row by row,
+            `label` for example, which the model gets and which are stored too; the same ones in each batch.
         folder: where the files go; made if need be.
         method: of flow_matching's `ODESolver`.
         step_size: of the method; None for an adaptive one.
@@ -54,21 +58,25 @@ def simulate_pairs(
         The number of pairs that this process has stored.
 
     Raises:
-        ValueError: if the folder holds pairs already, or `sources` is empty.
+        ValueError: if the folder holds parquet already, of whichever process, a batch has no `x_0`, has an `x_1`, or
+            differs from the first in its names or in the rows of one of its tensors, or all of `sources` is empty.
+        TypeError: if a batch is no dictionary of tensors, or `x_0` is not floating point.
     """
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
     folder = Path(folder)
-    if next(folder.glob(f"train-{rank:03}-*.parquet"), None):
-        raise ValueError(
-            f"`folder` must hold no pairs yet; {folder} does. Remove them, or name another."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / f"{UNFINISHED}{rank:03}"
+    _claim(folder, mark)
     solver, training = ODESolver(velocity_model), velocity_model.training
     velocity_model.eval()
     rows: list[dict[str, np.ndarray]] = []
+    names: set[str] = set()
     total = waiting = shards = 0
     try:
         for batch in sources:
+            _check_batch(batch, names)
+            names = set(batch)
+            if not len(batch["x_0"]):
+                continue
             conditions: dict[str, Any] = {n: x for n, x in batch.items() if n != "x_0"}
             x_1 = solver.sample(batch["x_0"], step_size, method=method, **conditions)
             rows.append({n: _numpy(x) for n, x in {**batch, "x_1": x_1}.items()})
@@ -82,7 +90,8 @@ def simulate_pairs(
     if rows:
         _write(rows, folder / f"train-{rank:03}-{shards:05}.parquet")
     if not total:
-        raise ValueError("`sources` must have a batch; it is empty.")
+        raise ValueError("`sources` must have a row; it is empty.")
+    mark.unlink()
     return total
 
 
@@ -107,13 +116,18 @@ def pair_loader(
         drop_last: whether an incomplete last batch is left out; None: when shuffling.
 
     Raises:
-        ValueError: for an argument out of range, or a folder without pairs.
+        ValueError: for an argument out of range, or a folder without pairs or with a part of them.
     """
     check("batch_size", batch_size, batch_size >= 1, "at least 1")
     check("seed", seed, seed >= 0, "at least 0")
     if next(Path(folder).glob("*.parquet"), None) is None:
         raise ValueError(
             f"`folder` must hold pairs that simulate_pairs wrote; {folder} holds none."
+        )
+    if unfinished := sorted(file.name for file in Path(folder).glob(f"{UNFINISHED}*")):
+        raise ValueError(
+            f"`folder` must hold all pairs of simulate_pairs; {folder} holds {', '.join(unfinished)}: that process was "
+            "killed, or is still writing. Wait for it, or begin anew in another folder."
         )
     data = datasets.load_dataset(str(folder), split="train")
     drop_last = shuffle if drop_last is None else drop_last
@@ -159,6 +173,39 @@ class PairDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One pair, without the batch axis."""
         return {name: values[0] for name, values in self.__getitems__([index]).items()}
+
+
+def _claim(folder: Path, mark: Path) -> None:
+    """Marks the folder as unfinished, unless it holds anything on any process; none writes before all have looked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {*folder.glob("*.parquet"), *folder.glob(f"{UNFINISHED}*")} - {mark}
+    everywhere = [bool(found)]
+    if dist.is_available() and dist.is_initialized():
+        everywhere *= dist.get_world_size()
+        dist.all_gather_object(everywhere, bool(found))
+    if any(everywhere):
+        raise ValueError(
+            f"`folder` must hold no pairs yet; {folder} does. Remove them, or name another."
+        )
+    mark.touch()
+
+
+def _check_batch(batch: Mapping[str, Tensor], names: set[str]) -> None:
+    """Raises unless it is a batch of sources with these names, if any."""
+    if not isinstance(batch, Mapping) or not all(isinstance(x, Tensor) for x in batch.values()):
+        raise TypeError("`sources` must be batches, each a dictionary of tensors with x_0.")
+    if "x_0" not in batch or "x_1" in batch or names not in (set(), set(batch)):
+        raise ValueError(
+            "`sources` must have x_0 in each batch, no x_1, which is computed, and the same names in all; got "
+            f"{sorted(batch)}" + (f" after {sorted(names)}." if names else ".")
+        )
+    if not batch["x_0"].is_floating_point():
+        raise TypeError(
+            f"`sources` must have x_0 in floating point; got {batch['x_0'].dtype}. Write `x_0.float()`."
+        )
+    rows = {name: tuple(x.shape[:1]) for name, x in batch.items()}
+    if len(set(rows.values())) > 1 or () in rows.values():
+        raise ValueError(f"`sources` must have as many rows of each tensor as of x_0; got {rows}.")
 
 
 def _write(rows: list[dict[str, np.ndarray]], file: Path) -> None:

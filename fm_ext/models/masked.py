@@ -5,7 +5,7 @@ from flow_matching.utils import ModelWrapper
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fm_ext.path.masked import check_mask
+from fm_ext.mask.check import check_mask
 
 
 class MaskedVelocityModel(ModelWrapper):

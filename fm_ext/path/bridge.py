@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fm_ext.path.affine import check_ends
+from fm_ext.path.scheduler.precision import double
 
 
 class BridgeProbPath(ProbPath):
@@ -63,7 +64,7 @@ class BridgeProbPath(ProbPath):
         compute = torch.promote_types(dtype, torch.float32)
         x, y = x_0.to(compute), x_1.to(compute)
         # In float64, as 1 - t has lost its digits to rounding near 1 in half precision.
-        time = t.double().view(-1, *(1 for _ in x_1.shape[1:]))
+        time = double(t).view(-1, *(1 for _ in x_1.shape[1:]))
         x_t, dx_t = torch.lerp(x, y, time.to(compute)), y - x
         if self.sigma > 0:
             if t.device.type == "cpu" and not torch.compiler.is_compiling():

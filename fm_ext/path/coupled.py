@@ -9,12 +9,11 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from fm_ext.coupling import Coupling, GatheredCoupling
-from fm_ext.path.masked import (
-    MaskedDiscretePathSample,
-    MaskedPathSample,
-    MaskedProbPath,
-    accepted_extras,
-)
+from fm_ext.path.masked import MaskedDiscretePathSample, MaskedPathSample
+from fm_ext.path.wrapper import PathWrapper
+
+UNUSED = frozenset({"label", "condition", "generator"})
+"""What may be given where nothing takes it, so that one coupling can stand in for another."""
 
 
 @dataclass
@@ -41,7 +40,7 @@ class CoupledDiscretePathSample(MaskedDiscretePathSample):
     source_index: Tensor | None = None
 
 
-class CoupledProbPath(ProbPath):
+class CoupledProbPath(PathWrapper):
     r"""Pairs sources with targets by a coupling, and moves along `path` between them.
 
     $(X_0, X_1) \sim \pi$ instead of the pairs as they came. Targets, and all that belongs to them, keep their order.
@@ -64,11 +63,7 @@ class CoupledProbPath(ProbPath):
     """
 
     def __init__(self, path: ProbPath, coupling: Coupling):
-        if not isinstance(path, ProbPath):
-            raise TypeError(
-                f"`path` must be a flow_matching.path.ProbPath, for example CondOTProbPath(); "
-                f"got {type(path).__name__}."
-            )
+        super().__init__(path)
         if not isinstance(coupling, Coupling):
             raise TypeError(
                 f"`coupling` must be a fm_ext.coupling.Coupling, for example OptimalTransport(); got {coupling!r}."
@@ -79,9 +74,8 @@ class CoupledProbPath(ProbPath):
                 "`path` must not gather inside another coupling: its sources come from all processes, and the outer "
                 "one knows the rows of its own only. Let the outermost coupling be the GatheredCoupling."
             )
-        self.path = path
         self.coupling = coupling
-        self._accepted = accepted_extras(path)
+        self._own = None if coupling.takes is None else coupling.takes | UNUSED
 
     def sample(
         self,
@@ -97,16 +91,24 @@ class CoupledProbPath(ProbPath):
             x_1: targets, of the same shape.
             t: times, `(batch,)`.
             **conditions: what else belongs to the targets, row by row (`label`, `mask`, `condition`), and `generator`:
-                all go to the coupling, and to the wrapped path those that it takes.
+                coupling and wrapped path get those that they take. `label`, `condition` and `generator` may go unused.
 
         Returns:
             A `CoupledPathSample`, or a `CoupledDiscretePathSample` over a discrete path.
+
+        Raises:
+            TypeError: for any other name that neither takes: a misspelt one, or a mask that would hold nothing.
+            ValueError: if the sources that the coupling chose have not the shape of the targets.
         """
         self.assert_sample_shape(x_0=x_0, x_1=x_1, t=t)
-        paired, index = self.coupling(x_0, x_1, **conditions)
-        if self._accepted is not None:
-            conditions = {k: v for k, v in conditions.items() if k in self._accepted}
-        sample = self.path.sample(x_0=paired, x_1=x_1, t=t, **conditions)
+        self._check_names(conditions)
+        paired, index = self.coupling(x_0, x_1, **_only(self.coupling.takes, conditions))
+        if paired.shape != x_1.shape:
+            raise ValueError(
+                f"`x_0` and `x_1` must have the same shape, a grey source is not one of colour; got "
+                f"{tuple(paired.shape)} and {tuple(x_1.shape)}. Write `x_0.expand_as(x_1)` if broadcasting is meant."
+            )
+        sample = self.path.sample(x_0=paired, x_1=x_1, t=t, **_only(self._inner, conditions))
         values = {field.name: getattr(sample, field.name) for field in fields(sample)}
         if isinstance(sample, CoupledPathSample | CoupledDiscretePathSample):
             index = index[sample.source_index]
@@ -124,12 +126,29 @@ class CoupledProbPath(ProbPath):
             x_0: sources, `(batch, ...)`.
             generator: source of the randomness, on the device of `x_0`; the global one if None.
         """
-        x_0, inner = self.coupling.source(x_0, generator), _nested(self.path)
-        return x_0 if inner is None else inner.source(x_0, generator)
+        return super().source(self.coupling.source(x_0, generator), generator)
+
+    def _check_names(self, conditions: dict[str, Any]) -> None:
+        taken = self.takes
+        if taken is None:
+            return
+        for name, value in conditions.items():
+            if value is not None and name not in taken:
+                fix = "wrap the path in MaskedProbPath" if name == "mask" else "leave it out"
+                raise TypeError(
+                    f"`{name}` is no condition that {type(self.coupling).__name__} obeys or that "
+                    f"{type(self.path).__name__} takes: {fix}, or give one of {', '.join(sorted(taken))}."
+                )
+
+
+def _only(names: frozenset[str] | None, conditions: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in conditions.items() if names is None or k in names}
 
 
 def _nested(path: ProbPath) -> CoupledProbPath | None:
-    """The coupled path that `path` is, or has inside its masks."""
-    while isinstance(path, MaskedProbPath):
+    """The coupled path that `path` is, or has inside other wrappers."""
+    while isinstance(path, PathWrapper):
+        if isinstance(path, CoupledProbPath):
+            return path
         path = path.path
-    return path if isinstance(path, CoupledProbPath) else None
+    return None

@@ -1,13 +1,15 @@
 """Probability paths on which the known entries of the target stay where they are."""
 
-import inspect
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from flow_matching.path import DiscretePathSample, PathSample, ProbPath
+from flow_matching.path import DiscretePathSample, PathSample
 from jaxtyping import Bool, Shaped
 from torch import Tensor
+
+from fm_ext.mask.check import check_mask
+from fm_ext.path.wrapper import PathWrapper
 
 
 @dataclass
@@ -32,7 +34,7 @@ class MaskedDiscretePathSample(DiscretePathSample):
     mask: Tensor | None = None
 
 
-class MaskedProbPath(ProbPath):
+class MaskedProbPath(PathWrapper):
     r"""Moves the missing entries along `path` and holds the known ones at the target.
 
     With mask $m$ (1 = missing) and $(X_t, \dot X_t)$ from the wrapped path,
@@ -47,19 +49,14 @@ class MaskedProbPath(ProbPath):
     Every upstream path can be wrapped, and ours; a mask is drawn by `fm_ext.mask`. On a manifold the mask must leave
     whole points known or missing, unless the manifold is a product of its coordinates (as the flat torus is).
 
+    `source(x_0)` is what sampling starts from in the hole: the wrapped path's, for example `x_0` with the noise of
+    `CoupledProbPath(path, NoisySource(0.1))`.
+
     Args:
         path: the path of the missing entries.
     """
 
-    def __init__(self, path: ProbPath):
-        if not isinstance(path, ProbPath):
-            raise TypeError(
-                f"`path` must be a flow_matching.path.ProbPath, for example CondOTProbPath(); "
-                f"got {type(path).__name__}."
-            )
-        self.path = path
-        taken = accepted_extras(path)
-        self._hands_mask = taken is None or "mask" in taken
+    _own = frozenset({"mask"})
 
     def sample(
         self,
@@ -77,8 +74,8 @@ class MaskedProbPath(ProbPath):
             t: times, `(batch,)`.
             mask: True = missing. Has as many axes as `x_1`, each of its length or 1: `(batch, 1, height, width)` for
                 images. None samples exactly the wrapped path.
-            **extras: handed to the wrapped path's `sample`, for paths that take more. One that takes a mask, as
-                `CoupledProbPath` does, gets the mask too.
+            **extras: handed to the wrapped path's `sample`, for paths that take more. One that takes a mask, as a
+                `CoupledProbPath` with optimal transport does, gets the mask too.
 
         Returns:
             A `MaskedPathSample`, or a `MaskedDiscretePathSample` over a discrete path, or the subclass of either that
@@ -90,7 +87,7 @@ class MaskedProbPath(ProbPath):
         """
         if mask is not None:
             check_mask(mask, x_1)
-            if self._hands_mask:
+            if self._inner is None or "mask" in self._inner:
                 extras["mask"] = mask
         sample = self.path.sample(x_0=x_0, x_1=x_1, t=t, **extras)
         values = {field.name: getattr(sample, field.name) for field in fields(sample)}
@@ -105,32 +102,3 @@ class MaskedProbPath(ProbPath):
         if isinstance(sample, DiscretePathSample):
             return MaskedDiscretePathSample(**values)
         return MaskedPathSample(**values)
-
-
-def accepted_extras(path: ProbPath) -> set[str] | None:
-    """What `path.sample` takes beside `x_0`, `x_1` and `t`; None for anything."""
-    parameters = inspect.signature(path.sample).parameters.values()
-    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    if isinstance(path, MaskedProbPath):  # its **extras are the wrapped path's
-        inner = accepted_extras(path.path)
-        return None if inner is None else inner | {"mask"}
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return names - {"x_0", "x_1", "t"}
-
-
-def check_mask(mask: Tensor, x: Tensor, like: str = "x_1") -> None:
-    """Raises unless `mask` is bool and broadcasts to `x` without adding axes or entries."""
-    if mask.dtype != torch.bool:
-        raise TypeError(
-            f"`mask` must be bool with True = missing (to be generated); got {mask.dtype}. "
-            "Write `mask.bool()`, or `mask == 0` if yours marks the known pixels."
-        )
-    fits = mask.ndim == x.ndim and all(
-        m in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"`mask` must have as many axes as `{like}`, each of its length or 1, for images "
-            f"(batch, 1, height, width); got mask {tuple(mask.shape)} for {like} {tuple(x.shape)}."
-        )

@@ -6,7 +6,23 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fm_ext.coupling import GatheredCoupling, NoisySource, OptimalTransport, SinkhornTransport
+from fm_ext.coupling import (
+    Coupling,
+    GatheredCoupling,
+    NoisySource,
+    OptimalTransport,
+    SinkhornTransport,
+)
+
+
+class Own(Coupling):
+    def __init__(self, dtype, index_dtype, rows=slice(None)):
+        self.dtype, self.index_dtype, self.rows = dtype, index_dtype, rows
+
+    def __call__(self, x_0, x_1, **conditions):
+        index = torch.arange(len(x_0), dtype=self.index_dtype)[self.rows]
+        return x_0[self.rows].to(self.dtype), index
+
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -17,6 +33,8 @@ result = {
     "plain": GatheredCoupling(OptimalTransport())(x_0, x_1),
     "label": GatheredCoupling(OptimalTransport())(x_0, x_1, label=share["label"]),
     "mask": GatheredCoupling(OptimalTransport())(x_0, x_1, mask=share["mask"]),
+    "one mask": GatheredCoupling(OptimalTransport())(x_0, x_1, mask=share["mask"][:1]),
+    "own": GatheredCoupling(Own(torch.float32, torch.int64))(x_0, x_1),
 }
 for name, coupling in {"sinkhorn": SinkhornTransport(), "noise": NoisySource(0.1)}.items():
     generator = torch.Generator().manual_seed(rank)
@@ -33,6 +51,15 @@ try:
     GatheredCoupling(SinkhornTransport())(x_0, x_1, generator="none")
 except Exception as error:
     result["other"] = f"{type(error).__name__}: {error}"
+for name, own in {
+    "dtype": Own(torch.float64, torch.int64),
+    "index dtype": Own(torch.float32, torch.int32),
+    "rows": Own(torch.float32, torch.int64, slice(1, None)),
+}.items():
+    try:
+        GatheredCoupling(own)(x_0, x_1)
+    except ValueError as error:
+        result[name] = str(error)
 try:
     GatheredCoupling(OptimalTransport())(x_0.clone().requires_grad_(), x_1)
 except ValueError as error:

@@ -45,6 +45,10 @@ def test_two_processes_get_what_one_gets(whole, shares):
         "plain": OptimalTransport()(x_0, x_1),
         "label": OptimalTransport()(x_0, x_1, label=whole["label"]),
         "mask": OptimalTransport()(x_0, x_1, mask=whole["mask"]),
+        "one mask": OptimalTransport()(
+            x_0, x_1, mask=whole["mask"][[0, 12]].repeat_interleave(12, dim=0)
+        ),
+        "own": (x_0, torch.arange(24)),
         "sinkhorn": SinkhornTransport()(x_0, x_1, generator=first()),
         "noise": NoisySource(0.1)(x_0, x_1, generator=first()),
     }
@@ -66,6 +70,14 @@ def test_an_error_on_the_first_process_is_raised_on_both(shares):
     assert shares[0]["other"] == shares[1]["other"]
 
 
+def test_a_coupling_whose_result_cannot_be_shared_is_refused_on_both(shares):
+    for share in shares:
+        assert "`coupling` must return sources (24, 1, 4, 4) of torch.float32" in share["dtype"]
+        assert "got (24, 1, 4, 4) of torch.float64" in share["dtype"]
+        assert "`coupling` must return indices (24,) of torch.int64" in share["index dtype"]
+        assert "got (23, 1, 4, 4) of torch.float32" in share["rows"]
+
+
 def test_one_process_is_the_coupling_itself(whole):
     x_0, x_1 = whole["x_0"], whole["x_1"]
     gathered, plain = GatheredCoupling(OptimalTransport()), OptimalTransport()
@@ -76,3 +88,5 @@ def test_one_process_is_the_coupling_itself(whole):
 def test_bad_input(untyped):
     with pytest.raises(TypeError, match=r"`coupling` must be a fm_ext\.coupling\.Coupling"):
         GatheredCoupling(torch.cdist)
+    with pytest.raises(ValueError, match="`coupling` must not gather itself"):
+        GatheredCoupling(GatheredCoupling(OptimalTransport()))

@@ -13,7 +13,7 @@ from fm_ext.coupling import (
     SinkhornTransport,
 )
 from fm_ext.coupling.assignment import SMALL, _prices, assign
-from fm_ext.coupling.cost import condition_weight, squared_distance
+from fm_ext.coupling.cost import condition_distance, condition_weight, squared_distance
 
 PERMUTATIONS = [OptimalTransport(), GreedyTransport(), IndependentCoupling()]
 TRANSPORTS = [OptimalTransport(), GreedyTransport(), SinkhornTransport()]
@@ -82,6 +82,26 @@ def test_exchanges_never_cost_and_a_full_round_of_them_reaches_every_pair():
     assert all(b <= a for a, b in itertools.pairwise(totals))
     swapped = GreedyTransport(2).assign(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), None)
     assert swapped.tolist() == [1, 0]
+
+
+def test_targets_that_agree_on_their_order_of_sources_do_not_need_a_round_each(monkeypatch):
+    rounds = 0
+    minimum = torch.Tensor.min
+
+    def counted(x, *args):
+        nonlocal rounds
+        rounds += x.ndim == 2
+        return minimum(x, *args)
+
+    monkeypatch.setattr(torch.Tensor, "min", counted)
+    source = torch.rand(500, dtype=torch.float64)
+    pairs = torch.rand(500, 1, dtype=torch.float64) * source
+    index = GreedyTransport(500).assign(pairs, None)
+    assert 0 < rounds <= 64
+    assert torch.equal(index.sort().values, torch.arange(500))
+    rows = torch.arange(500)
+    found, least, came = (pairs[rows, j].sum() for j in (index, assign(pairs), rows))
+    assert found - least < 0.02 * (came - least)
 
 
 def costs(case, n, dtype):
@@ -153,6 +173,26 @@ def test_prices_are_nearly_optimal(case):
     assert bound(torch.zeros(301)) < 0.5 * best
 
 
+@pytest.mark.parametrize("kind", ["integers", "words", "binary", "classes", "empty holes", "tail"])
+def test_ties_and_heavy_tails_are_left_to_the_solver(kind):
+    """From prices it takes up to hundred times as long there."""
+    n = 700
+    pairs = {
+        "integers": lambda: torch.randint(0, 100, (n, n)),
+        "words": lambda: torch.cdist(*torch.randint(999, (2, n, 40)).float(), p=0),
+        "binary": lambda: torch.rand(n, n) < 0.5,
+        "classes": lambda: torch.randint(50, (n, 1)) != torch.randint(50, (n,)),
+        "empty holes": lambda: torch.rand(n, n) * (torch.rand(n, 1) < 0.5),
+        "tail": lambda: torch.rand(n, n).double() ** 20,
+    }[kind]()
+    pairs = pairs.to(torch.promote_types(pairs.dtype, torch.float32))
+    slack = pairs - pairs.amin(1, keepdim=True)
+    assert torch.equal(_prices(pairs), slack.amin(0))
+    rows, columns = linear_sum_assignment(pairs.numpy())
+    found, best = (pairs[rows, j].double().sum() for j in (assign(pairs), columns))
+    torch.testing.assert_close(found, best, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("power", [1, 20, 60])
 def test_prices_are_finite_however_much_costs_differ(power):
     for pairs in (torch.rand(200, 200), torch.rand(200, 1) * torch.rand(200)):
@@ -186,6 +226,53 @@ def test_distances_of_large_numbers_do_not_drown_in_rounding():
     torch.testing.assert_close(near.double(), torch.cdist(x_1, x_0) ** 2, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("offset", [1.0, 1e3, 1e5])
+@pytest.mark.parametrize("shape", [(2,), (300,)], ids=str)
+def test_batches_in_float32_may_be_far_from_each_other(shape, offset):
+    x_0, x_1 = batch(100, shape, torch.float32)
+    far = x_1 + offset
+    index = OptimalTransport()(x_0, far)[1]
+    rounded = (far.double() - far.double().mean(0)).float()  # what adding the offset has left
+    torch.testing.assert_close(
+        cost(x_0[index], rounded).sum(),
+        cost(OptimalTransport()(x_0.double(), rounded.double())[0], rounded).sum().float(),
+        rtol=1e-6,
+        atol=0,
+    )
+    gap = cost(GreedyTransport()(x_0, far)[0], rounded).mean()
+    assert gap < cost(x_0[index], rounded).mean() + 0.1 * cost(x_0, rounded).mean()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_clusters_in_float32_may_be_far_from_each_other(masked):
+    cluster = 1e3 * torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]])[torch.arange(200) % 4]
+    x_0, x_1 = (cluster + 0.1 * torch.randn(200, 2) for _ in range(2))
+    mask = torch.ones(200, 2, dtype=torch.bool) if masked else None
+    index, best = (
+        OptimalTransport()(a, b, mask=mask)[1]
+        for a, b in ((x_0, x_1), (x_0.double(), x_1.double()))
+    )
+    found, least = (cost(x_0[i].double(), x_1.double()).sum() for i in (index, best))
+    torch.testing.assert_close(found, least, rtol=1e-5, atol=0)
+    assert least < 0.2 * cost(x_0, x_1).sum()
+
+
+def test_holes_in_float32_may_be_far_from_the_source():
+    x_0, x_1 = batch(100, (8,), torch.float32)
+    far, mask = x_1 + 1e5, torch.rand(100, 8) < 0.5
+    index = OptimalTransport()(x_0, far, mask=mask)[1]
+    assert torch.equal(index, OptimalTransport()(x_0.double(), far.double(), mask=mask)[1])
+
+
+def test_distance_of_centred_batches_differs_by_numbers_of_rows_and_columns():
+    x_0, x_1 = batch(20)
+    change = squared_distance(x_1, x_0, centred=True) - squared_distance(x_1, x_0)
+    change = change - change.mean(0) - change.mean(1, keepdim=True) + change.mean()
+    torch.testing.assert_close(change, torch.zeros_like(change))
+    own = squared_distance(x_1, x_1, centred=True)
+    torch.testing.assert_close(own, squared_distance(x_1, x_1))
+
+
 @pytest.mark.parametrize("coupling", TRANSPORTS, ids=name)
 def test_labels_stay_in_their_class_and_each_class_is_solved_by_itself(coupling):
     x_0, x_1 = batch(40, (2,))
@@ -210,7 +297,10 @@ def test_cost_in_the_hole_ignores_known_pixels_of_the_target(coupling):
     assert torch.equal(coupling(x_0, other, mask=mask)[1], index)
     assert not torch.equal(coupling(x_0, other)[1], index)
     full = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    assert torch.equal(coupling(x_0, x_1, mask=full)[1], coupling(x_0, x_1)[1])
+    whole, plain = (cost(coupling(x_0, x_1, mask=m)[0], x_1).sum() for m in (full, None))
+    torch.testing.assert_close(
+        whole, plain, rtol=0.02 if coupling is TRANSPORTS[1] else 1e-12, atol=0
+    )
 
 
 def test_masked_distance_is_its_formula():
@@ -242,6 +332,25 @@ def test_weight_leaves_the_ratio_of_candidates(ratio):
     assert share(weight) <= ratio < share(weight * 0.999) + 1 / 3600
 
 
+@pytest.mark.parametrize("ratio", [0.05, 0.01])
+@pytest.mark.parametrize("width", [3, 64, 512])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_repeated_conditions_with_a_searched_weight_are_the_label(dtype, width, ratio):
+    x_0, x_1 = batch(120, (2,), torch.float32)
+    label = torch.randint(10, (120,))
+    condition = torch.nn.functional.normalize(torch.randn(10, width), dim=1)[label].to(dtype)
+    distance = condition_distance(condition)
+    assert torch.equal(distance == 0, label[:, None] == label)
+    weight = condition_weight(squared_distance(x_1, x_0), distance.float(), ratio)
+    assert weight <= 1.01 * (30**2 / distance[distance > 0].min())
+    exact, greedy = (c(ratio=ratio) for c in (OptimalTransport, GreedyTransport))
+    within = cost(OptimalTransport()(x_0, x_1, label=label)[0], x_1).mean()
+    for coupling in (exact, greedy):
+        paired, index = coupling(x_0, x_1, condition=condition)
+        assert (label[index] == label).float().mean() > 0.95
+        assert cost(paired, x_1).mean() < within + 0.1
+
+
 def test_nearer_conditions_with_a_smaller_ratio():
     x_0, x_1 = batch(64, (2,))
     c = torch.randn(64, 2, dtype=torch.float64)
@@ -257,6 +366,41 @@ def test_given_cost_is_obeyed():
     hamming = lambda x_1, x_0: (x_1[:, None] != x_0).sum(-1)
     paired, _ = OptimalTransport(cost=hamming)(*tokens)
     assert (paired != tokens[1]).sum() < (tokens[0] != tokens[1]).sum()
+
+
+def test_given_cost_gets_the_mask_it_asks_for():
+    x_0, x_1 = batch(24)
+    mask, label = torch.rand(24, 1, 4, 5) < 0.5, torch.arange(24) % 3
+    coupling = OptimalTransport(cost=squared_distance)
+    plain = OptimalTransport()
+    for given in ({}, {"mask": mask}, {"mask": mask[:1]}, {"mask": mask, "label": label}):
+        assert torch.equal(coupling(x_0, x_1, **given)[1], plain(x_0, x_1, **given)[1])
+
+
+@pytest.mark.parametrize("coupling", [OptimalTransport, GreedyTransport, SinkhornTransport])
+def test_what_a_cost_returns_is_checked(coupling):
+    x_0, x_1 = batch(8, (2,))
+    pairs = lambda x_1, x_0: squared_distance(x_1, x_0)
+    for wrong in (
+        lambda x_1, x_0: pairs(x_1, x_0)[:, :, None],
+        lambda x_1, x_0: pairs(x_1, x_0)[:, :1],
+        lambda x_1, x_0: pairs(x_1, x_0).diagonal(),
+        lambda x_1, x_0: pairs(x_1, x_0).sum(),
+    ):
+        with pytest.raises(ValueError, match=r"`cost` must return a row.*\(8, 8\).*; got \("):
+            coupling(cost=wrong)(x_0, x_1)
+    with pytest.raises(TypeError, match="`cost` must return a tensor; got ndarray"):
+        coupling(cost=lambda x_1, x_0: pairs(x_1, x_0).numpy())(x_0, x_1)
+    with pytest.raises(ValueError, match="what `cost` returns and `condition` must be finite"):
+        coupling(cost=lambda x_1, x_0: pairs(x_1, x_0) + torch.inf)(x_0, x_1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32, torch.bool], ids=str)
+def test_costs_are_summed_in_float32_at_least(dtype):
+    x_0, x_1 = batch(300, (4,))
+    given = (30 * squared_distance(x_1, x_0)).round().clamp(max=60000).to(dtype)
+    index = OptimalTransport(cost=lambda x_1, x_0: given)(x_0, x_1)[1]
+    assert torch.equal(index, assign(given.float()))
 
 
 def test_sinkhorn_becomes_exact_as_regularisation_vanishes():
@@ -310,25 +454,55 @@ def test_sinkhorn_at_image_dimensions_and_on_equal_points():
     assert SinkhornTransport()(same, same)[1].shape == (6,)
 
 
-def test_sinkhorn_needs_a_unit_but_no_positive_cost():
+def test_sinkhorn_is_indifferent_to_what_no_plan_can_change():
     x_0, x_1 = batch(16, (2,))
-    negative = lambda x_1, x_0: squared_distance(x_1, x_0) - 1000
-    with pytest.raises(ValueError, match="`cost` must have a positive mean, the unit of"):
-        SinkhornTransport(cost=negative)(x_0, x_1)
-    absolute = SinkhornTransport(1.0, relative=False, tolerance=1e-6)
     pairs = squared_distance(x_1, x_0)
-    torch.testing.assert_close(
-        absolute.log_plan(pairs - 1000).exp(), absolute.log_plan(pairs).exp(), rtol=0, atol=1e-6
-    )
-    torch.testing.assert_close(
-        SinkhornTransport().log_plan(0 * pairs).exp(), torch.full_like(pairs, 1 / 256)
-    )
+    for sinkhorn in (
+        SinkhornTransport(tolerance=1e-6, max_iterations=9999),
+        SinkhornTransport(1.0, relative=False, tolerance=1e-6),
+    ):
+        plan = sinkhorn.log_plan(pairs).exp()
+        for other in (pairs - 1000, pairs + 100 * torch.randn(16, 1)):
+            torch.testing.assert_close(sinkhorn.log_plan(other).exp(), plan, rtol=0, atol=1e-5)
+    for other in (0 * pairs, torch.rand(16, 1).expand(16, 16)):
+        uniform = torch.full_like(pairs, 1 / 256)
+        torch.testing.assert_close(SinkhornTransport().log_plan(other).exp(), uniform.to(other))
+
+
+def test_sinkhorns_default_gains_most_of_the_optimum_at_image_dimensions():
+    x_0, low = torch.randn(128, 784), torch.randn(128, 10)
+    x_1 = low @ torch.randn(10, 784) / 3 - 0.7
+    least = cost(OptimalTransport()(x_0, x_1)[0], x_1).mean()
+    found, came = cost(SinkhornTransport()(x_0, x_1)[0], x_1).mean(), cost(x_0, x_1).mean()
+    assert found - least < 0.2 * (came - least)
+
+
+def test_sinkhorns_unit_is_not_the_conditions():
+    x_0, x_1 = batch(128, (2,))
+    label = torch.arange(128) % 4
+    condition = torch.nn.functional.one_hot(label).double()
+    pairs, penalty = squared_distance(x_1, x_0), squared_distance(condition, condition)
+    plans = [SinkhornTransport().log_plan(pairs + w * penalty, pairs).exp() for w in (1e3, 1e6)]
+    torch.testing.assert_close(*plans, rtol=0, atol=1e-5)
+    obeyed = SinkhornTransport(weight=1e6)(x_0, x_1, condition=condition)[0]
+    within = cost(SinkhornTransport()(x_0, x_1, label=label)[0], x_1).mean()
+    assert cost(obeyed, x_1).mean() - within < 0.3 * (cost(x_0, x_1).mean() - within)
 
 
 def test_sinkhorn_says_when_it_did_not_converge():
     x_0, x_1 = batch(64, (2,))
     with pytest.warns(RuntimeWarning, match="`max_iterations` = 20 left an error of"):
         SinkhornTransport(1e-4, max_iterations=20)(x_0, x_1)
+
+
+@pytest.mark.parametrize("iterations", [1, 5, 14])
+def test_the_error_that_sinkhorn_tells_is_that_of_its_plan(iterations):
+    pairs = squared_distance(*batch(64, (2,)))
+    with pytest.warns(RuntimeWarning) as caught:
+        plan = SinkhornTransport(0.01, max_iterations=iterations).log_plan(pairs).exp()
+    error = (64 * plan.sum(0) - 1).abs().mean()
+    assert f"left an error of {error:.3g} in" in str(caught[0].message)
+    SinkhornTransport(10.0, max_iterations=iterations + 5).log_plan(pairs)  # no warning
 
 
 def test_autocast_does_not_reach_the_costs():
@@ -351,9 +525,11 @@ def test_bad_input(untyped):
         coupling(x_0, x_1, label=torch.zeros(8, 1))
     with pytest.raises(ValueError, match="`condition` must have one row a sample, 8"):
         coupling(x_0, x_1, condition=torch.zeros(7, 1))
-    with pytest.raises(ValueError, match="`mask` must be bool with True = missing"):
+    with pytest.raises(TypeError, match="`mask` must be bool with True = missing"):
         coupling(x_0, x_1, mask=torch.ones(8, 2))
-    with pytest.raises(ValueError, match="`mask` restricts squared distances"):
+    with pytest.raises(ValueError, match="`mask` must have as many axes as `x_1`"):
+        coupling(x_0, x_1, mask=torch.ones(8, 1, 2).bool())
+    with pytest.raises(ValueError, match="`cost` must take a mask"):
         OptimalTransport(cost=torch.cdist)(x_0, x_1, mask=torch.ones(8, 2).bool())
     with pytest.raises(ValueError, match="must be finite"):
         coupling(x_0 * torch.nan, x_1)

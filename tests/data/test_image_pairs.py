@@ -1,13 +1,15 @@
 """Pairs of images: which source meets which target, and when."""
 
 from collections.abc import Callable
+from typing import cast
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 
-from fm_ext.data import image_pair_loader
+from fm_ext.data import image_pair_loader, image_pairs
 
 WAYS = {
     "memory": {"in_memory": True},
@@ -63,6 +65,28 @@ def test_fewer_targets_than_sources_still_see_all_sources(way, numbered, rows_of
     loader = image_pair_loader(numbered(30), numbered(10), batch_size=5, **way)
     seen = [row for _ in range(3) for row in rows_of(list(loader), "source")]
     assert sorted(seen) == list(range(30))
+
+
+@pytest.mark.parametrize(("sources", "targets"), [(4, 30), (7, 7), (30, 4), (5, 13)])
+def test_a_source_is_a_function_of_its_number_and_each_pass_is_drawn_once(
+    sources, targets, numbered
+):
+    loader = image_pair_loader(numbered(sources), numbered(targets), batch_size=3, seed=9)
+    for cached in (image_pairs._order, image_pairs._of_epoch):
+        cached.cache_clear()
+    dataset = cast(image_pairs.ImagePairDataset, loader.dataset)
+    numbers = np.arange(3 * targets)
+    expected = [
+        number // sources * sources
+        + np.random.default_rng((9, number // sources, 1)).permutation(sources)[number % sources]
+        for number in numbers
+    ]
+    shuffled = [np.random.permutation(epoch) for epoch in numbers.reshape(3, targets)]
+    for batch in np.array_split(np.concatenate(shuffled), 17):
+        assert dataset._sources(batch).tolist() == [expected[number] for number in batch]
+    assert dataset._sources(numbers).tolist() == expected  # of several epochs at once
+    passes = -(-3 * targets // sources)
+    assert image_pairs._order.cache_info().misses <= passes + 2 * (targets % sources > 0)
 
 
 def test_pairs_and_orders_change_with_the_epoch_and_the_seed(numbered, rows_of):
@@ -142,6 +166,8 @@ def test_accelerate_goes_to_an_epoch_and_skips(numbered):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"source": "stream"}, "`streaming` must be False for pairs, and neither side a stream"),
+        ({"target": "stream"}, "`streaming` must be False for pairs, and neither side a stream"),
         ({"streaming": True}, "`streaming` must be False for pairs"),
         ({"target": None}, "`source_column` and `target_column` must be two image columns"),
         (
@@ -159,5 +185,13 @@ def test_accelerate_goes_to_an_epoch_and_skips(numbered):
 )
 def test_what_cannot_be_paired_is_refused(arguments, message, numbered):
     given = {"source": numbered(), "target": numbered(), "batch_size": 4, **arguments}
+    for side in ("source", "target"):
+        if given[side] == "stream":
+            given[side] = numbered().to_iterable_dataset()
     with pytest.raises(ValueError, match=message):
         image_pair_loader(**given)
+
+
+def test_the_image_columns_have_names_of_their_own(numbered):
+    with pytest.raises(TypeError, match="`image_column` must be given once a side"):
+        image_pair_loader(numbered(), numbered(), batch_size=4, image_column="image")

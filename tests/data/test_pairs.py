@@ -5,6 +5,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from fm_ext.data import pair_loader, pairs, simulate_pairs
@@ -90,8 +91,77 @@ def test_rows_of_several_shapes_are_refused(tmp_path: Path):
         next(iter(pair_loader(tmp_path, batch_size=2)))
 
 
+def test_empty_batches_leave_nothing(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(pairs, "SHARD", 5)
+    empty = {"x_0": torch.zeros(0, 2), "label": torch.zeros(0)}
+    assert simulate_pairs(Shift(), [empty, *batches((2,)), empty], tmp_path / "some") == 15
+    assert len(list((tmp_path / "some").glob("*"))) == 3
+    with pytest.raises(ValueError, match="`sources` must have a row"):
+        simulate_pairs(Shift(), [empty], tmp_path / "none")
+    assert not list((tmp_path / "none").glob("*.parquet"))
+
+
+def test_what_a_killed_run_leaves_is_not_taken_for_whole(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(pairs, "SHARD", 5)
+
+    def killed():
+        yield from batches((2,), count=2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate_pairs(Shift(), killed(), tmp_path)
+    assert len(list(tmp_path.glob("*.parquet"))) == 2
+    with pytest.raises(ValueError, match="holds unfinished-000: that process was killed"):
+        pair_loader(tmp_path, batch_size=1)
+    with pytest.raises(ValueError, match="`folder` must hold no pairs yet"):
+        simulate_pairs(Shift(), batches((2,)), tmp_path)
+
+
+def test_files_of_any_process_keep_others_out(tmp_path: Path):
+    simulate_pairs(Shift(), batches((2,)), tmp_path)
+    (file,) = tmp_path.glob("*")
+    file.rename(tmp_path / "train-001-00000.parquet")
+    with pytest.raises(ValueError, match="`folder` must hold no pairs yet"):
+        simulate_pairs(Shift(), batches((2,)), tmp_path)
+    assert len(list(tmp_path.glob("*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "message"),
+    [
+        ({"x": torch.zeros(5, 2), "label": torch.arange(5)}, ValueError, "must have x_0 in each"),
+        ({"x_0": torch.zeros(5, 2)}, ValueError, r"same names in all; got \['x_0'\] after \['la"),
+        ({"x_0": torch.zeros(5, 2), "x_1": torch.zeros(5, 2)}, ValueError, "no x_1, which is comp"),
+        (
+            {"x_0": torch.zeros(5, 2), "label": torch.arange(4)},
+            ValueError,
+            r"as many rows of each tensor as of x_0; got .*\(4,\)",
+        ),
+        ({"x_0": torch.zeros(5, 2), "label": torch.tensor(1)}, ValueError, "as many rows of each"),
+        ({"x_0": torch.zeros(5, 2).long(), "label": torch.arange(5)}, TypeError, "floating point"),
+        ({"x_0": torch.zeros(5, 2), "label": 1}, TypeError, "dictionary of tensors"),
+        (torch.zeros(5, 2), TypeError, "dictionary of tensors"),
+    ],
+)
+def test_batches_that_cannot_be_stored_are_refused(tmp_path, batch, error, message, untyped):
+    with pytest.raises(error, match=message):
+        simulate_pairs(Shift(), [*batches((2,)), batch], tmp_path)
+
+
+def test_resuming_inside_an_epoch_gives_its_rest(tmp_path: Path):
+    simulate_pairs(Shift(), batches((2,)), tmp_path)
+    prepared = lambda: Accelerator(cpu=True).prepare(pair_loader(tmp_path, batch_size=4, seed=3))
+    first, second = prepared(), prepared()
+    history = [list(first), list(first)]
+    second.set_epoch(1)
+    rest = list(Accelerator(cpu=True).skip_first_batches(second, 1))
+    assert len(history[1]) == 3
+    for a, b in zip(history[1][1:], rest, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_bad_input(tmp_path: Path):
-    with pytest.raises(ValueError, match="`sources` must have a batch"):
+    with pytest.raises(ValueError, match="`sources` must have a row"):
         simulate_pairs(Shift(), [], tmp_path)
     with pytest.raises(ValueError, match="`folder` must hold pairs"):
         pair_loader(tmp_path, batch_size=1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from flow_matching.path import CondOTProbPath
 
-from fm_ext.path import BridgeProbPath
+from fm_ext.path import BridgeProbPath, bridge
 
 
 def ends(batch=200_000):
@@ -65,6 +65,15 @@ def test_half_precision_and_dtypes():
     assert half.x_t.dtype == half.dx_t.dtype == torch.bfloat16
     exact = at(x_0.bfloat16().float(), x_1.bfloat16().float())
     torch.testing.assert_close(half.dx_t, exact.dx_t.bfloat16())
+
+
+def test_times_are_read_in_the_precision_that_the_device_has(monkeypatch):
+    """As on mps, which has no float64."""
+    monkeypatch.setattr(bridge, "double", lambda t: t.float())
+    monkeypatch.setattr(torch.Tensor, "double", None)
+    x_0, x_1 = torch.randn(2, 8, 3)
+    s = BridgeProbPath(0.3).sample(x_0, x_1, torch.full((8,), 0.3))
+    assert s.x_t.isfinite().all() and s.dx_t.isfinite().all()
 
 
 def test_bad_input(untyped):

@@ -1,5 +1,7 @@
 """Laws of the coupled path, over every upstream path and every coupling."""
 
+import itertools
+
 import pytest
 import torch
 from flow_matching.path import (
@@ -20,6 +22,7 @@ from flow_matching.path.scheduler import (
 from flow_matching.utils.manifolds import Euclidean, FlatTorus
 
 from fm_ext.coupling import (
+    Coupling,
     GatheredCoupling,
     GreedyTransport,
     IndependentCoupling,
@@ -121,14 +124,67 @@ def test_conditions_reach_the_coupling_and_do_not_break_the_path(wrap):
     assert torch.equal(again.source_index, sample.source_index)
 
 
+QUIET = [IndependentCoupling(), NoisySource(0.1), GatheredCoupling(NoisySource(0.1))]
+
+
+@pytest.mark.parametrize("coupling", [*QUIET, OptimalTransport()], ids=name)
+@pytest.mark.parametrize("wrap", [lambda p: p, MaskedProbPath], ids=["plain", "masked"])
+def test_a_name_that_nothing_takes_is_refused(wrap, coupling):
+    x_0, x_1, t, mask = case()
+    path = CoupledProbPath(wrap(CondOTProbPath()), coupling)
+    for wrong in ({"labels": t}, {"masks": mask}, {"scale": 2.0}):
+        for outer in (path, MaskedProbPath(path), MaskedProbPath(MaskedProbPath(path))):
+            with pytest.raises(TypeError, match=f"`{min(wrong)}` is no condition that"):
+                outer.sample(x_0, x_1, t, **wrong)
+
+
+@pytest.mark.parametrize("coupling", QUIET, ids=name)
+def test_a_mask_that_nothing_takes_is_refused(coupling):
+    x_0, x_1, t, mask = case()
+    inner = CoupledProbPath(CondOTProbPath(), NoisySource(0.1))
+    for outer in (CoupledProbPath(path, coupling) for path in (CondOTProbPath(), inner)):
+        with pytest.raises(TypeError, match=r"`mask` is no condition.*wrap the path in Masked"):
+            outer.sample(x_0, x_1, t, mask=mask)
+        assert outer.sample(x_0, x_1, t, mask=None).mask is None
+
+
+@pytest.mark.parametrize("coupling", [*QUIET, OptimalTransport(), SinkhornTransport()], ids=name)
+def test_what_one_coupling_uses_another_may_be_given(coupling, generator):
+    x_0, x_1, t, _ = case()
+    given = {"label": torch.arange(16) % 2, "condition": torch.randn(16, 3), "generator": generator}
+    path = CoupledProbPath(CoupledProbPath(CondOTProbPath(), QUIET[0]), coupling)
+    assert path.sample(x_0, x_1, t, **given).x_t.shape == x_1.shape
+
+
+def test_a_coupling_of_ones_own_is_given_everything():
+    seen = {}
+
+    class Own(Coupling):
+        def __call__(self, x_0, x_1, **conditions):
+            seen.update(conditions)
+            return x_0, torch.arange(len(x_0))
+
+    x_0, x_1, t, mask = case()
+    MaskedProbPath(CoupledProbPath(CondOTProbPath(), Own())).sample(x_0, x_1, t, mask, extra=3)
+    assert seen["mask"] is mask and seen["extra"] == 3
+
+
+@pytest.mark.parametrize("shape", [(16, 1, 4, 5), (16, 3, 1, 1), (16, 4, 5)], ids=str)
+@pytest.mark.parametrize("coupling", [*COUPLINGS, NoisySource(0.1)], ids=name)
+def test_a_grey_source_is_not_one_of_colour(coupling, shape, untyped):
+    _, x_1, t, _ = case()
+    with pytest.raises(ValueError, match="`x_0` and `x_1` must have the same shape"):
+        CoupledProbPath(CondOTProbPath(), coupling).sample(torch.randn(shape), x_1, t)
+
+
 def test_a_path_that_takes_a_condition_gets_it():
     class Scaled(ProbPath):
         def sample(self, x_0, x_1, t, scale):
             return PathSample(x_1=x_1, x_0=x_0, t=t, x_t=scale * x_1, dx_t=x_1 - x_0)
 
     x_0, x_1, t, mask = case()
-    for wrap in (lambda p: p, MaskedProbPath):
-        path = CoupledProbPath(wrap(Scaled()), IndependentCoupling())
+    for wrap, coupling in itertools.product((lambda p: p, MaskedProbPath), COUPLINGS):
+        path = CoupledProbPath(wrap(Scaled()), coupling)
         assert torch.equal(path.sample(x_0, x_1, t, scale=3.0, label=t).x_t, 3 * x_1)
     with pytest.raises(TypeError, match="lable"):
         MaskedProbPath(Scaled()).sample(x_0, x_1, t, mask, scale=3.0, lable=t)
@@ -155,6 +211,8 @@ def test_source_is_what_sampling_starts_from(generator):
         CoupledProbPath(noisy, OptimalTransport()),
         CoupledProbPath(MaskedProbPath(noisy), OptimalTransport()),
         CoupledProbPath(CoupledProbPath(PATHS[0], OptimalTransport()), NoisySource(0.5)),
+        MaskedProbPath(noisy),
+        MaskedProbPath(MaskedProbPath(CoupledProbPath(noisy, OptimalTransport()))),
     ):
         assert 0.45 < (path.source(x_0) - x_0).std() < 0.55
 
@@ -174,6 +232,22 @@ def test_tokens_by_their_hamming_distance():
     sample = CoupledProbPath(DISCRETE, coupling).sample(x_0, x_1, torch.rand(16))
     assert torch.equal(x_0[sample.source_index], sample.x_0)
     assert (sample.x_0 != x_1).sum() < (x_0 != x_1).sum()
+
+
+def test_masked_tokens_by_the_hamming_distance_in_the_hole():
+    def hamming(x_1, x_0, mask=None):
+        different = x_1[:, None] != x_0
+        return (different if mask is None else different & mask[:, None]).sum(-1)
+
+    x_0, x_1 = torch.randint(0, 5, (2, 16, 8))
+    mask, coupling = torch.rand(16, 8) < 0.5, OptimalTransport(cost=hamming)
+    for path in (
+        MaskedProbPath(CoupledProbPath(DISCRETE, coupling)),
+        CoupledProbPath(MaskedProbPath(DISCRETE), coupling),
+    ):
+        sample = path.sample(x_0, x_1, torch.rand(16), mask=mask)
+        assert torch.equal(sample.x_t[~mask], x_1[~mask])
+        assert (sample.x_0 != x_1)[mask].sum() < (x_0 != x_1)[mask].sum()
 
 
 def test_straighter_with_optimal_transport():

@@ -98,6 +98,11 @@ def test_masks_compose():
         assert torch.equal(getattr(nested, name), value)
 
 
+def test_source_is_the_given_one_where_the_path_says_nothing():
+    x_0 = torch.randn(3, 2)
+    assert MaskedProbPath(MaskedProbPath(CondOTProbPath())).source(x_0) is x_0
+
+
 def test_infinite_derivative_is_pinned_to_zero():
     x_0, x_1, t, mask = case(CondOTProbPath())
     t[:] = 1.0  # LinearVP's d_sigma is -inf there
