@@ -49,7 +49,7 @@ class Point(nn.Module):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=repr)
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__name__)
 def test_straight_lines_between_the_ends_are_exact_in_any_number_of_steps(scheduler, prediction):
     point = torch.tensor([1.0, -2.0], dtype=torch.float64)
     network = Point(point, scheduler, prediction)
@@ -79,7 +79,9 @@ def test_on_the_straight_path_it_is_eulers_method(prediction):
     )
 
 
-@pytest.mark.parametrize("scheduler", [CosineScheduler(), VPScheduler()], ids=repr)
+@pytest.mark.parametrize(
+    "scheduler", [CosineScheduler(), VPScheduler()], ids=lambda s: type(s).__name__
+)
 def test_at_the_data_it_returns_the_predicted_data(scheduler):
     model = PredictionVelocityModel(MLP(2, 16), scheduler, "x_1")
     states = ExponentialSolver(model).sample(

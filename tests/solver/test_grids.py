@@ -40,7 +40,9 @@ def test_shifted_is_the_shifted_schedules_time():
     assert_close(shifted_grid(10, 1.0), u)
 
 
-@pytest.mark.parametrize("scheduler", [None, CondOTScheduler(), CosineScheduler()], ids=repr)
+@pytest.mark.parametrize(
+    "scheduler", [None, CondOTScheduler(), CosineScheduler()], ids=lambda s: type(s).__name__
+)
 def test_karras_has_edms_noise_levels(scheduler):
     t = karras_grid(18, scheduler=scheduler)[1:-1]
     at = (scheduler or CondOTScheduler())(t)
@@ -52,7 +54,7 @@ def test_karras_has_edms_noise_levels(scheduler):
 @pytest.mark.parametrize(
     "scheduler",
     [EDMScheduler(), VEScheduler(0.002, 80.0), EDMScheduler(0.001, 100.0), EDMScheduler(0.001)],
-    ids=repr,
+    ids=lambda s: type(s).__name__,
 )
 @pytest.mark.parametrize("steps", [2, 10, 1000])
 def test_karras_on_schedules_that_end_in_noise(scheduler, steps):

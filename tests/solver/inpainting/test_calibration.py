@@ -128,7 +128,7 @@ def test_the_schedule_that_the_model_was_trained_on_makes_no_difference(hole, ga
     torch.testing.assert_close(results[0], results[2], rtol=5e-2, atol=5e-2)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS[:2], ids=repr)
+@pytest.mark.parametrize("scheduler", SCHEDULERS[:2], ids=lambda s: type(s).__name__)
 def test_noisy_observations_give_the_noisy_posterior(noisy_hole, gaussian, scheduler):
     samples = fill(noisy_hole, gaussian, "moment_matching", scheduler, noise_std=0.3)
     result = noisy_hole.compare(samples)
@@ -161,7 +161,9 @@ def test_white_data_have_the_scalar_covariance_for_which_the_formulas_are_exact(
 
 
 @pytest.mark.parametrize("center", [0.0, 3.0])
-@pytest.mark.parametrize("scheduler", [SCHEDULERS[0], SCHEDULERS[2]], ids=repr)
+@pytest.mark.parametrize(
+    "scheduler", [SCHEDULERS[0], SCHEDULERS[2]], ids=lambda s: type(s).__name__
+)
 @pytest.mark.parametrize("method", ["replace", "repaint", "moment_matching", "ot_ode", "d_flow"])
 def test_a_full_mask_draws_from_the_model(hole_of, gaussian, method, scheduler, center):
     """Its mean, and its variance in the five leading directions; OT-ODE starts without their spread."""
