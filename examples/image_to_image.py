@@ -23,7 +23,13 @@ from fm_ext.metrics import bootstrap, class_entropy, classifier, frechet_distanc
 from fm_ext.models import SmallUNet, UNetWrapper
 from fm_ext.path import CoupledProbPath
 from fm_ext.solver import ODESolver
-from fm_ext.training import Trainer, TrainerConfig, UniformTime, default_accelerator
+from fm_ext.training import (
+    Trainer,
+    TrainerConfig,
+    UniformTime,
+    default_accelerator,
+    leave_to_main_process,
+)
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DATA = Path(__file__).parent / "data"
@@ -72,9 +78,7 @@ def train(name, path):
 
 
 models = {name: train(name, path) for name, path in paths.items()}
-accelerator.end_training()  # nothing that follows needs the other processes
-if not accelerator.is_main_process:
-    raise SystemExit
+leave_to_main_process(accelerator)
 judge = classifier("mnist").to(accelerator.device)
 
 

@@ -26,7 +26,13 @@ from fm_ext.metrics import hole_psnr, hole_ssim
 from fm_ext.models import MaskedVelocityModel, UNet, UNetWrapper
 from fm_ext.path import MaskedProbPath
 from fm_ext.sampling import to_uint8
-from fm_ext.training import Trainer, TrainerConfig, UniformTime, default_accelerator
+from fm_ext.training import (
+    Trainer,
+    TrainerConfig,
+    UniformTime,
+    default_accelerator,
+    leave_to_main_process,
+)
 
 MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, FreeForm, Irregular, Hybrid)}
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
@@ -76,9 +82,7 @@ config = TrainerConfig(
 )
 trainer = Trainer(model, loss, loader, config, accelerator)
 trainer.fit()
-accelerator.end_training()  # nothing that follows needs the other processes
-if not accelerator.is_main_process:
-    raise SystemExit
+leave_to_main_process(accelerator)
 
 # ---- fill holes in the test images ----------------------------------------------------------
 solver = ODESolver(MaskedVelocityModel(trainer.ema_model))

@@ -20,6 +20,7 @@ def test_example(script, tmp_path):
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(tmp_path / "hf"),
         "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }
     run = subprocess.run(

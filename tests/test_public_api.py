@@ -116,6 +116,7 @@ API = {
         "UniformTime",
         "default_accelerator",
         "latest_checkpoint",
+        "leave_to_main_process",
         "load_weights",
     ],
 }

@@ -19,7 +19,8 @@ def machine(monkeypatch):
     monkeypatch.setattr(accelerator, "_computes_in_bf16", lambda: True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
     return threads
 
 
@@ -58,8 +59,42 @@ def test_cores_where_the_system_does_not_tell_which_are_free(monkeypatch, machin
     assert machine == [8]
 
 
+@pytest.mark.parametrize("launcher", [None, "ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"])
+def test_threads_that_the_user_chose_stay_and_those_of_a_launcher_do_not(
+    monkeypatch, machine, launcher
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    if launcher:
+        monkeypatch.setenv(launcher, "no")
+    default_accelerator()
+    assert machine == ([3] if launcher else [])
+
+
 def test_settings_are_accelerates():
     assert default_accelerator(gradient_accumulation_steps=3).gradient_accumulation_steps == 3
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(TypeError, match="steps_of_accumulation"):
         default_accelerator(steps_of_accumulation=3)
+
+
+LEAVE = """
+import json, sys, time
+import torch
+from fm_ext.training import default_accelerator, leave_to_main_process
+
+accelerator = default_accelerator()
+model = accelerator.prepare(torch.nn.Linear(2, 2))
+model(torch.ones(1, 2)).sum().backward()
+path = f"{sys.argv[1]}/{accelerator.process_index}.json"
+json.dump("before", open(path, "w"))
+total = accelerator.gather(torch.full((1,), accelerator.process_index)).sum().item()
+print("seen by", accelerator.process_index)
+leave_to_main_process(accelerator)
+time.sleep(0.5)  # nobody waits
+json.dump(["after", total], open(path, "w"))
+"""
+
+
+def test_the_main_process_goes_on_alone(two_processes):
+    first, second = two_processes(LEAVE)
+    assert (first, second) == ('["after", 1]', '"before"')
