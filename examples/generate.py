@@ -21,13 +21,7 @@ from fm_ext.metrics import FeatureMetrics, bootstrap, class_balance, classifier
 from fm_ext.models import GuidedVelocityModel, UNet, UNetWrapper
 from fm_ext.sampling import draw_samples
 from fm_ext.solver import ODESolver
-from fm_ext.training import (
-    Trainer,
-    TrainerConfig,
-    UniformTime,
-    default_accelerator,
-    leave_to_main_process,
-)
+from fm_ext.training import Trainer, TrainerConfig, UniformTime, default_accelerator, leave_to_main
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parent / "data" / "mnist")
@@ -103,7 +97,7 @@ def sample(noise, label):
 label = torch.arange(args.samples) % len(classes)
 parallel = {"batch_size": 250, "accelerator": accelerator, "network": trainer.ema_model}
 samples = draw_samples(sample, args.samples, loader.dataset.shape, label=label, **parallel)
-leave_to_main_process(accelerator)
+leave_to_main(accelerator)
 samples.save_grid(args.output / "samples.png", columns=len(classes))
 samples.save(args.output / "samples")
 print(f"{len(label)} samples, {samples.evaluations:.0f} evaluations each, {samples.seconds:.0f} s")

@@ -23,13 +23,7 @@ from fm_ext.metrics import bootstrap, class_entropy, classifier, frechet_distanc
 from fm_ext.models import SmallUNet, UNetWrapper
 from fm_ext.path import CoupledProbPath
 from fm_ext.solver import ODESolver
-from fm_ext.training import (
-    Trainer,
-    TrainerConfig,
-    UniformTime,
-    default_accelerator,
-    leave_to_main_process,
-)
+from fm_ext.training import Trainer, TrainerConfig, UniformTime, default_accelerator, leave_to_main
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DATA = Path(__file__).parent / "data"
@@ -78,7 +72,7 @@ def train(name, path):
 
 
 models = {name: train(name, path) for name, path in paths.items()}
-leave_to_main_process(accelerator)
+leave_to_main(accelerator)
 judge = classifier("mnist").to(accelerator.device)
 
 

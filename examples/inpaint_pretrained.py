@@ -24,13 +24,7 @@ from fm_ext.metrics import classifier, fill_diversity, hole_psnr, hole_ssim
 from fm_ext.models import MaskedVelocityModel, UNet, UNetWrapper
 from fm_ext.path import MaskedProbPath
 from fm_ext.solver import InpaintingSolver, ODESolver
-from fm_ext.training import (
-    Trainer,
-    TrainerConfig,
-    UniformTime,
-    default_accelerator,
-    leave_to_main_process,
-)
+from fm_ext.training import Trainer, TrainerConfig, UniformTime, default_accelerator, leave_to_main
 
 METHODS = "moment_matching flower ot_ode pnp restora repaint replace d_flow".split()
 MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, Irregular, Hybrid)}
@@ -83,7 +77,7 @@ def train(masked):
 
 
 whole, masked = train(False), train(True)
-leave_to_main_process(accelerator)
+leave_to_main(accelerator)
 torch.manual_seed(0)
 mask = MASKS[args.mask](len(images), images.shape[-2:])
 judge = classifier("mnist")

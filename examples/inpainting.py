@@ -26,13 +26,7 @@ from fm_ext.metrics import hole_psnr, hole_ssim
 from fm_ext.models import MaskedVelocityModel, UNet, UNetWrapper
 from fm_ext.path import MaskedProbPath
 from fm_ext.sampling import to_uint8
-from fm_ext.training import (
-    Trainer,
-    TrainerConfig,
-    UniformTime,
-    default_accelerator,
-    leave_to_main_process,
-)
+from fm_ext.training import Trainer, TrainerConfig, UniformTime, default_accelerator, leave_to_main
 
 MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, FreeForm, Irregular, Hybrid)}
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
@@ -82,7 +76,7 @@ config = TrainerConfig(
 )
 trainer = Trainer(model, loss, loader, config, accelerator)
 trainer.fit()
-leave_to_main_process(accelerator)
+leave_to_main(accelerator)
 
 # ---- fill holes in the test images ----------------------------------------------------------
 solver = ODESolver(MaskedVelocityModel(trainer.ema_model))

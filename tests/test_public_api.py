@@ -116,7 +116,7 @@ API = {
         "UniformTime",
         "default_accelerator",
         "latest_checkpoint",
-        "leave_to_main_process",
+        "leave_to_main",
         "load_weights",
     ],
 }

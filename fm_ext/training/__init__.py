@@ -1,6 +1,6 @@
 """The training loop, on accelerate: it takes a loss and knows no path and no mask."""
 
-from fm_ext.training.accelerator import default_accelerator, leave_to_main_process
+from fm_ext.training.accelerator import default_accelerator, leave_to_main
 from fm_ext.training.checkpoint import latest_checkpoint
 from fm_ext.training.config import TrainerConfig
 from fm_ext.training.ema import ExponentialMovingAverage
@@ -20,6 +20,6 @@ __all__ = [
     "UniformTime",
     "default_accelerator",
     "latest_checkpoint",
-    "leave_to_main_process",
+    "leave_to_main",
     "load_weights",
 ]

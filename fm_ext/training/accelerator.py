@@ -40,7 +40,7 @@ def default_accelerator(**settings: Any) -> Accelerator:
     return accelerator
 
 
-def leave_to_main_process(accelerator: Accelerator) -> None:
+def leave_to_main(accelerator: Accelerator) -> None:
     """Ends training; the main process goes on alone, the others exit here with status 0.
 
     For what one process does at the end, such as judging and drawing. Nothing waits for it, so it may take longer than

@@ -80,7 +80,7 @@ def test_settings_are_accelerates():
 LEAVE = """
 import json, sys, time
 import torch
-from fm_ext.training import default_accelerator, leave_to_main_process
+from fm_ext.training import default_accelerator, leave_to_main
 
 accelerator = default_accelerator()
 model = accelerator.prepare(torch.nn.Linear(2, 2))
@@ -89,7 +89,7 @@ path = f"{sys.argv[1]}/{accelerator.process_index}.json"
 json.dump("before", open(path, "w"))
 total = accelerator.gather(torch.full((1,), accelerator.process_index)).sum().item()
 print("seen by", accelerator.process_index)
-leave_to_main_process(accelerator)
+leave_to_main(accelerator)
 time.sleep(0.5)  # nobody waits
 json.dump(["after", total], open(path, "w"))
 """
