@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python examples/benchmarks/time_to_quality.py --dataset <folder of MNIST>
     OMP_NUM_THREADS=1 python examples/benchmarks/time_to_quality.py --dataset <folder of MNIST> --seeds 1
 Needs torchcfm (`pip install "fm_ext[peers]"`). MNIST; recipes that are started together train in turns of ten seconds
-in one process, and are judged by the same midpoint steps against `--samples` test images, drawn at random. On a CPU
+in one process, and are judged by the same midpoint steps against the first `--samples` test images. On a CPU
 seconds are those of one core (`time.process_time`), so that seeds can run side by side. Finished trainings and results
 are kept in outputs/time_to_quality, and what stands there is not done again. Prints a table and saves a figure.
 
@@ -95,7 +95,8 @@ if sorted(set(points)) != points:
 
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 images, labels = load_images(args.dataset, split="train", label_column="label", device=device)
-reference, _ = load_images(args.dataset, split="test", limit=args.samples)
+reference, _ = load_images(args.dataset, split="test")
+reference = reference[: args.samples]
 assert labels is not None
 runs = {
     (name, seed): Run(RECIPES[name], images, labels, points[-1], seed)
