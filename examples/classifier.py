@@ -20,7 +20,7 @@ from torch import nn
 
 from fm_ext.data import image_loader, load_images
 from fm_ext.metrics import Classifier, bootstrap
-from fm_ext.training import Trainer, TrainerConfig, default_accelerator
+from fm_ext.training import Trainer, TrainerConfig, auto_accelerator
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parent / "data" / "mnist")
@@ -58,7 +58,7 @@ def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 # ---- train ----------------------------------------------------------------------------------
-accelerator = default_accelerator()
+accelerator = auto_accelerator()
 data = {"source": args.dataset, "channels": 1, "device": accelerator.device}
 loader = image_loader(**data, batch_size=args.batch_size, flip=args.flip)
 torch.manual_seed(0)

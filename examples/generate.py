@@ -21,7 +21,7 @@ from fm_ext.metrics import FeatureMetrics, bootstrap, class_balance, classifier
 from fm_ext.models import GuidedVelocityModel, UNet, UNetWrapper
 from fm_ext.sampling import draw_samples
 from fm_ext.solver import ODESolver
-from fm_ext.training import Trainer, TrainerConfig, UniformTime, default_accelerator, leave_to_main
+from fm_ext.training import LogitNormalTime, Trainer, TrainerConfig, auto_accelerator, leave_to_main
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parent / "data" / "mnist")
@@ -42,7 +42,7 @@ parser.add_argument("--judge", choices=["mnist", "fashion_mnist"], help="classif
 parser.add_argument("--output", type=Path, default=Path("outputs/generate"))
 args = parser.parse_args()
 
-accelerator = default_accelerator()
+accelerator = auto_accelerator()
 
 # ---- train ----------------------------------------------------------------------------------
 name = Path(args.dataset).name.lower().replace("-", "_")
@@ -67,7 +67,7 @@ torch.manual_seed(0)
 changes = (LEAN if args.size == 28 else {}) if args.unet is None else args.unet
 net = UNet.preset(args.size, channels, channels, num_classes=len(classes), **changes)
 model = UNetWrapper(net, label_dropout=0.1, null_label=len(classes))
-path, times = CondOTProbPath(), UniformTime()
+path, times = CondOTProbPath(), LogitNormalTime()  # best for minutes: docs/content/generation.md
 
 
 def loss(model, batch):

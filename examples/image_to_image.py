@@ -23,7 +23,7 @@ from fm_ext.metrics import bootstrap, class_entropy, classifier, frechet_distanc
 from fm_ext.models import SmallUNet, UNetWrapper
 from fm_ext.path import CoupledProbPath
 from fm_ext.solver import ODESolver
-from fm_ext.training import Trainer, TrainerConfig, UniformTime, default_accelerator, leave_to_main
+from fm_ext.training import Trainer, TrainerConfig, UniformTime, auto_accelerator, leave_to_main
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DATA = Path(__file__).parent / "data"
@@ -39,7 +39,7 @@ parser.add_argument("--solver-steps", type=int, default=4 if SMOKE else 24, help
 parser.add_argument("--output", type=Path, default=Path("outputs/image_to_image"))
 args = parser.parse_args()
 
-accelerator = default_accelerator()
+accelerator = auto_accelerator()
 data = {"size": 28, "channels": 1, "device": accelerator.device}
 sources, _ = load_images(args.source, **data, limit=200 if SMOKE else 1000)
 targets, labels = load_images(args.target, **data, limit=len(sources))

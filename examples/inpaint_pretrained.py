@@ -24,7 +24,7 @@ from fm_ext.metrics import classifier, fill_diversity, hole_psnr, hole_ssim
 from fm_ext.models import MaskedVelocityModel, UNet, UNetWrapper
 from fm_ext.path import MaskedProbPath
 from fm_ext.solver import InpaintingSolver, ODESolver
-from fm_ext.training import Trainer, TrainerConfig, UniformTime, default_accelerator, leave_to_main
+from fm_ext.training import Trainer, TrainerConfig, UniformTime, auto_accelerator, leave_to_main
 
 METHODS = "moment_matching flower ot_ode pnp restora repaint replace d_flow".split()
 MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, Irregular, Hybrid)}
@@ -46,7 +46,7 @@ args = parser.parse_args()
 if args.fills < 2:
     parser.error("--fills must be at least 2, for their spread")
 
-accelerator = default_accelerator()
+accelerator = auto_accelerator()
 data, here = {"source": args.dataset, "size": args.size}, accelerator.device
 images, labels = load_images(**data, limit=args.images)
 name, channels, times = Path(args.dataset).name, images.shape[1], UniformTime()

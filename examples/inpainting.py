@@ -26,7 +26,7 @@ from fm_ext.metrics import hole_psnr, hole_ssim
 from fm_ext.models import MaskedVelocityModel, UNet, UNetWrapper
 from fm_ext.path import MaskedProbPath
 from fm_ext.sampling import to_uint8
-from fm_ext.training import Trainer, TrainerConfig, UniformTime, default_accelerator, leave_to_main
+from fm_ext.training import Trainer, TrainerConfig, UniformTime, auto_accelerator, leave_to_main
 
 MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, FreeForm, Irregular, Hybrid)}
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
@@ -45,7 +45,7 @@ parser.add_argument("--flip", action="store_true", help="mirror every second ima
 parser.add_argument("--output", type=Path, default=Path("outputs/inpainting"))
 args = parser.parse_args()
 
-accelerator = default_accelerator()
+accelerator = auto_accelerator()
 
 # ---- train ----------------------------------------------------------------------------------
 data = {"source": args.dataset, "size": args.size, "device": accelerator.device}

@@ -114,7 +114,7 @@ API = {
         "Trainer",
         "TrainerConfig",
         "UniformTime",
-        "default_accelerator",
+        "auto_accelerator",
         "latest_checkpoint",
         "leave_to_main",
         "load_weights",

@@ -1,6 +1,6 @@
 """The training loop, on accelerate: it takes a loss and knows no path and no mask."""
 
-from fm_ext.training.accelerator import default_accelerator, leave_to_main
+from fm_ext.training.accelerator import auto_accelerator, leave_to_main
 from fm_ext.training.checkpoint import latest_checkpoint
 from fm_ext.training.config import TrainerConfig
 from fm_ext.training.ema import ExponentialMovingAverage
@@ -18,7 +18,7 @@ __all__ = [
     "Trainer",
     "TrainerConfig",
     "UniformTime",
-    "default_accelerator",
+    "auto_accelerator",
     "latest_checkpoint",
     "leave_to_main",
     "load_weights",

@@ -16,7 +16,7 @@ _SPLITTING = (
 )
 
 
-def default_accelerator(**settings: Any) -> Accelerator:
+def auto_accelerator(**settings: Any) -> Accelerator:
     """An `Accelerator` that uses what the machine has.
 
     * bfloat16 where the hardware computes in it (CUDA devices that do, CPUs with AVX512-BF16), else float32. What

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from fm_ext.training import accelerator, default_accelerator
+from fm_ext.training import accelerator, auto_accelerator
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_precision(monkeypatch, bf16, launched, asked, expected):
     if launched:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
     settings = {} if asked is None else {"mixed_precision": asked}
-    assert default_accelerator(**settings).mixed_precision == expected
+    assert auto_accelerator(**settings).mixed_precision == expected
 
 
 @pytest.mark.parametrize(("processes", "threads"), [(None, 3), ("1", 3), ("2", 1), ("4", 1)])
@@ -49,13 +49,13 @@ def test_processes_of_a_machine_share_the_cores_that_are_free(
 ):
     if processes:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    default_accelerator()
+    auto_accelerator()
     assert machine == [threads]
 
 
 def test_cores_where_the_system_does_not_tell_which_are_free(monkeypatch, machine):
     monkeypatch.delattr(os, "sched_getaffinity")
-    default_accelerator()
+    auto_accelerator()
     assert machine == [8]
 
 
@@ -66,23 +66,23 @@ def test_threads_that_the_user_chose_stay_and_those_of_a_launcher_do_not(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     if launcher:
         monkeypatch.setenv(launcher, "no")
-    default_accelerator()
+    auto_accelerator()
     assert machine == ([3] if launcher else [])
 
 
 def test_settings_are_accelerates():
-    assert default_accelerator(gradient_accumulation_steps=3).gradient_accumulation_steps == 3
+    assert auto_accelerator(gradient_accumulation_steps=3).gradient_accumulation_steps == 3
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.raises(TypeError, match="steps_of_accumulation"):
-        default_accelerator(steps_of_accumulation=3)
+        auto_accelerator(steps_of_accumulation=3)
 
 
 LEAVE = """
 import json, sys, time
 import torch
-from fm_ext.training import default_accelerator, leave_to_main
+from fm_ext.training import auto_accelerator, leave_to_main
 
-accelerator = default_accelerator()
+accelerator = auto_accelerator()
 model = accelerator.prepare(torch.nn.Linear(2, 2))
 model(torch.ones(1, 2)).sum().backward()
 path = f"{sys.argv[1]}/{accelerator.process_index}.json"

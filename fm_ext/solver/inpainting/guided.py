@@ -85,7 +85,7 @@ class MomentMatching(Method):
     Args:
         products: vector-Jacobian products a step.
         start: the first time at which the covariance is asked for, in (0, 1).
-        eta: 0 renews no noise (an ODE), 1 as much as DDPM's ancestral step; None for 0.5, and for 0 where `source=` or
+        eta: 0 renews no noise (an ODE), 1 as much as DDPM's ancestral step; None for 1, and for 0 where `source=` or
             `coupled=True` says that fresh noise is not the model's.
         linear_solver: "gmres" or "cg".
     """
@@ -131,7 +131,7 @@ class MomentMatching(Method):
         """The share of noise in the state at s: that at t, of which some is made anew."""
         eta = self.eta
         if eta is None:
-            eta = 0.5 if problem.plain else 0.0
+            eta = 1.0 if problem.plain else 0.0
         var = (eta * (1 - s) / (1 - t)) ** 2 * kernel_variance(t, s)
         x_0 = math.sqrt(max(0.0, (1 - s) ** 2 - var)) * x_0
         return x_0 + math.sqrt(var) * problem.noise() if var else x_0

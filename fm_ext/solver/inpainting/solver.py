@@ -28,7 +28,7 @@ class InpaintingSolver(Solver):
 
     | `method`          | options (defaults)                                | noisy | assumes                       |
     |-------------------|---------------------------------------------------|-------|-------------------------------|
-    | "moment_matching" | `products` 4, `start` 0.1, `eta` 0.5,             | yes   | independent, Gaussian source  |
+    | "moment_matching" | `products` 4, `start` 0.1, `eta` 1,               | yes   | independent, Gaussian source  |
     |                   | `linear_solver` "gmres"                           |       |                               |
     | "flower"          | `gamma` 1                                         | yes   | independent source            |
     | "ot_ode"          | `start` 0.2                                       | yes   | independent, Gaussian source  |

@@ -108,7 +108,7 @@ def test_no_noise_is_renewed_where_fresh_noise_is_not_the_models(hole, gaussian)
     for options in ({"source": lambda like, g: 3 + torch.randn_like(like)}, {"coupled": True}):
         model = gaussian(hole.covariance, SCHEDULERS[0])
         results = []
-        for eta in (None, 0.0, 0.5):
+        for eta in (None, 0.0, 1.0):
             solver = InpaintingSolver(model, SCHEDULERS[0], "moment_matching", eta=eta, **options)
             torch.manual_seed(0)
             results.append(solver.sample(image, mask=mask, steps=8))
