@@ -130,7 +130,7 @@ def test_the_schedule_that_the_model_was_trained_on_makes_no_difference(hole, ga
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS[:2], ids=lambda s: type(s).__name__)
 def test_noisy_observations_give_the_noisy_posterior(noisy_hole, gaussian, scheduler):
-    samples = fill(noisy_hole, gaussian, "moment_matching", scheduler, noise_std=0.3)
+    samples = fill(noisy_hole, gaussian, "moment_matching", scheduler, noise_std=0.3, steps=50)
     result = noisy_hole.compare(samples)
     assert result.w2 <= 0.3 and result.bias <= 0.05 and 0.85 <= result.ratio <= 1.1, result
     wrong = noisy_hole.compare(
