@@ -35,9 +35,7 @@ class CompiledSteps:
     ) -> Iterator[Tensor]:
         """Steps through the times of each interval; yields the state at the end of each."""
         step = self._step(tableau, x.dtype, x.ndim)
-        x = (
-            x.clone()
-        )  # no view, and of inference mode or not as the ends of steps are: one graph for all steps
+        x = x.clone()  # no view, and of the mode that the ends of steps are of: one graph for all
         steps = [step for times in intervals for step in pairwise(times)]
         # Each row is a step: its length, then the times of its stages. All go to the device at once.
         rows = [
@@ -77,9 +75,8 @@ def compiled_steps(how: bool | Mapping[str, Any]) -> CompiledSteps | None:
 def _compiled_or_not_at_all() -> Iterator[None]:
     from torch._dynamo import config, exc  # a second to import, which only compiling needs
 
-    if config.suppress_errors or not hasattr(
-        config, "fail_on_recompile_limit_hit"
-    ):  # of an older torch
+    known = hasattr(config, "fail_on_recompile_limit_hit")  # not to an older torch
+    if config.suppress_errors or not known:
         yield
         return
     try:
