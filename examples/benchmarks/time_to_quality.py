@@ -7,7 +7,7 @@ in one process, and are judged by the same midpoint steps against the first `--s
 seconds are those of one core (`time.process_time`), so that seeds can run side by side. Finished trainings and results
 are kept in outputs/time_to_quality, and what stands there is not done again. Prints a table and saves a figure.
 
-    fm_ext     the network and optimiser of examples/generate.py, in bfloat16 where the hardware has it
+    fm_ext     the network and recipe of examples/generate.py, in bfloat16 where the hardware has it
     preset     the same with UNet.preset(28) as it comes: 32 channels instead of 24, and attention
     torchcfm   its MNIST notebook: UNetModel(num_channels=32, num_res_blocks=1), Adam, batch 128, float32
     upstream   flow_matching's image example: the settings of its CIFAR-10 network at torchcfm's width and depth, and
@@ -28,7 +28,7 @@ from torchcfm.models.unet import UNetModel
 
 from fm_ext.data import load_images
 from fm_ext.models import SmallUNet, UNetWrapper
-from fm_ext.training import UniformTime
+from fm_ext.training import LogitNormalTime, UniformTime
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parents[1] / "data" / "mnist")
@@ -70,9 +70,10 @@ as_it_comes = {
     "times": UniformTime(stratified=False),
     "bf16": False,
 }
+best = {"batch_size": 32, "times": LogitNormalTime(), "ema": 0.999}
 RECIPES = {
-    "fm_ext": Recipe(net=unet(**LEAN), batch_size=32),
-    "preset": Recipe(net=unet(), batch_size=32),
+    "fm_ext": Recipe(net=unet(**LEAN), **best),
+    "preset": Recipe(net=unet(), **best),
     "torchcfm": Recipe(net=GuidedDiffusion, batch_size=128, lr=1e-3, **as_it_comes),
     "upstream": Recipe(
         net=upstream, batch_size=32, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01, **as_it_comes
