@@ -37,11 +37,11 @@ def test_core_imports_no_framework() -> None:
     assert names.isdisjoint(HEAVY), names.intersection(HEAVY)
 
 
-def test_metrics_import_torchmetrics_alone() -> None:
+def test_metrics_import_torchmetrics_and_masks() -> None:
     """And no other room. What torchmetrics imports where it is installed (matplotlib, torchvision) is its affair."""
     names = imported("import fm_ext.metrics")
     assert names.isdisjoint({"accelerate", "datasets", "diffusers", "streamlit"})
-    assert not rooms(names) - {"metrics"}
+    assert not rooms(names) - {"metrics", "mask"}
 
 
 def test_sampling_knows_frameworks_and_no_science() -> None:

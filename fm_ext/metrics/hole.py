@@ -1,12 +1,13 @@
 """How well a hole was filled: whole-image figures flatter whoever returns the known pixels."""
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
+
+from fm_ext.mask.check import check_mask
 
 
 def hole_psnr(
@@ -76,21 +77,6 @@ def check_pair(image: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     if not (image.isfinite().all() and target.isfinite().all()):
         raise ValueError("`image` and `target` must be finite; one holds NaN or infinity.")
     return check_hole(mask, target)
-
-
-def check_mask(mask: Tensor, image: Tensor, like: str) -> None:
-    """Raises unless `mask` is bool and broadcasts to `image`; numbers would be taken for indices."""
-    if mask.dtype != torch.bool:
-        raise TypeError(
-            f"`mask` must be bool with True = missing; got {mask.dtype}. Write `mask.bool()`, or `mask == 0` if yours "
-            "marks the known pixels."
-        )
-    axes = zip(mask.shape, image.shape, strict=False)
-    if mask.ndim != image.ndim or any(m not in (1, n) for m, n in axes):
-        raise ValueError(
-            f"`mask` must have as many axes as `{like}`, each of its length or 1; got mask {tuple(mask.shape)} for "
-            f"{like} {tuple(image.shape)}."
-        )
 
 
 def check_hole(mask: Tensor, target: Tensor, like: str = "target") -> Tensor:
