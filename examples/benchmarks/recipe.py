@@ -105,6 +105,11 @@ CHANGES |= {
     f"lean, {name}": change
     for name, change in around(replace(BASE, net=unet(**LEAN)), **LEAN).items()
 }
+SHIPPED = CHANGES["lean, times logit-normal"][0]
+CHANGES |= {
+    f"lean, times logit-normal, guidance {scale:g}": (SHIPPED, {"scale": scale})
+    for scale in (1.25, 1.5, 2.0)
+}
 
 parser.add_argument("--only", nargs="*", choices=CHANGES, default=list(CHANGES), metavar="CHANGE")
 args = parser.parse_args()
