@@ -18,8 +18,13 @@ from fm_ext.training import Trainer, TrainerConfig
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps its state in singletons."""
+    """accelerate keeps its state in singletons; tests of other rooms leave theirs, too."""
+    _forget()
     yield
+    _forget()
+
+
+def _forget() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
@@ -66,8 +71,7 @@ def make_trainer() -> Callable[..., Trainer]:
         accelerator: dict[str, Any] | None = None,
         **config: Any,
     ) -> Trainer:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        _forget()
         return Trainer(
             make_net() if model is None else model,
             loss,
