@@ -29,6 +29,7 @@ from fm_ext.training import LogitNormalTime, PowerTime, UniformTime
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parents[1] / "data" / "mnist")
+GUIDANCE = (1.25, 1.5, 2.0)
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--dataset", default=DIGITS)
@@ -92,7 +93,7 @@ def around(base: Recipe, **net: object) -> dict[str, tuple[Recipe, dict[str, obj
         "beta_2 0.99": change(betas=(0.9, 0.99)),
         "weight decay 0.01": change(weight_decay=0.01),
         "float32": change(bf16=False),
-        **{f"guidance {scale:g}": (base, {"scale": scale}) for scale in (1.25, 1.5, 2.0)},
+        **{f"guidance {scale:g}": (base, {"scale": scale}) for scale in GUIDANCE},
         **{f"{steps} steps": (base, {"steps": steps}) for steps in (1, 2, 5, 25)},
         **{f"{n} steps of Euler": (base, {"steps": n, "method": "euler"}) for n in (4, 10, 20)},
     }
@@ -105,11 +106,8 @@ CHANGES |= {
     f"lean, {name}": change
     for name, change in around(replace(BASE, net=unet(**LEAN)), **LEAN).items()
 }
-SHIPPED = CHANGES["lean, times logit-normal"][0]
-CHANGES |= {
-    f"lean, times logit-normal, guidance {scale:g}": (SHIPPED, {"scale": scale})
-    for scale in (1.25, 1.5, 2.0)
-}
+BEST = "lean, times logit-normal"
+CHANGES |= {f"{BEST}, guidance {s:g}": (CHANGES[BEST][0], {"scale": s}) for s in GUIDANCE}
 
 parser.add_argument("--only", nargs="*", choices=CHANGES, default=list(CHANGES), metavar="CHANGE")
 args = parser.parse_args()
