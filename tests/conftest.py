@@ -9,6 +9,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 
 
 def pytest_configure() -> None:
@@ -20,6 +21,18 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def forget_accelerate() -> Iterator[Callable[[], None]]:
+    """Resets the singletons that accelerate keeps its state in: after each test, and when called."""
+
+    def forget() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    yield forget
+    forget()
 
 
 @pytest.fixture

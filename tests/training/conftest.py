@@ -1,32 +1,18 @@
-"""A small problem to train on, and accelerate without a memory of the test before."""
+"""A small problem to train on."""
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fm_ext.training import Trainer, TrainerConfig
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps its state in singletons; tests of other rooms leave theirs, too."""
-    _forget()
-    yield
-    _forget()
-
-
-def _forget() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +46,7 @@ def net() -> nn.Module:
 
 
 @pytest.fixture
-def make_trainer() -> Callable[..., Trainer]:
+def make_trainer(forget_accelerate: Callable[[], None]) -> Callable[..., Trainer]:
     """Builds a trainer of the small problem; what is not given has a default."""
 
     def make(
@@ -71,7 +57,7 @@ def make_trainer() -> Callable[..., Trainer]:
         accelerator: dict[str, Any] | None = None,
         **config: Any,
     ) -> Trainer:
-        _forget()
+        forget_accelerate()
         return Trainer(
             make_net() if model is None else model,
             loss,

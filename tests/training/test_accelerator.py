@@ -4,7 +4,6 @@ import os
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from fm_ext.training import accelerator, auto_accelerator
 
@@ -70,9 +69,9 @@ def test_threads_that_the_user_chose_stay_and_those_of_a_launcher_do_not(
     assert machine == ([3] if launcher else [])
 
 
-def test_settings_are_accelerates():
+def test_settings_are_accelerates(forget_accelerate):
     assert auto_accelerator(gradient_accumulation_steps=3).gradient_accumulation_steps == 3
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerate()
     with pytest.raises(TypeError, match="steps_of_accumulation"):
         auto_accelerator(steps_of_accumulation=3)
 
