@@ -120,8 +120,8 @@ def check_mask(mask: Tensor, x: Tensor, like: str = "x_1") -> Tensor:
         )
     if mask.dtype != torch.bool:
         raise TypeError(
-            f"`mask` must be bool with True = missing (to be generated); got {mask.dtype}. For values from 0 to 1 write "
-            "`mask > 0.5`, for bytes `mask > 127`; `<=` in place of `>` if yours marks the known pixels."
+            f"`mask` must be bool with True = missing (to be generated); got {mask.dtype}. Values from 0 to 1 become a "
+            "mask by `mask > 0.5`, bytes by `mask > 127`; write `<=` if yours marks the known pixels."
         )
     fits = mask.ndim == x.ndim and all(
         m in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)
@@ -240,16 +240,18 @@ def check_answer(answer: Any, x: Tensor, model: object) -> Tensor:
     return answer
 
 
+def is_wrapper(model: object) -> bool:
+    """Whether a model is one of fm_ext's wrappers, compiled or not, which say what they take and open `shared`."""
+    return getattr(model, "opens_shared", False) is True
+
+
 def taken_extras(model: object) -> frozenset[str] | None:
     """The extras that a model takes; None for any.
 
     A wrapper says so by its attribute `takes`; of another model it is what its own signature names.
     """
-    takes = getattr(model, "takes", None)
-    if isinstance(takes, frozenset):
-        return takes
-    if isinstance(model, torch.nn.Module) and hasattr(model, "takes"):
-        return None
+    if is_wrapper(model):
+        return model.takes  # pyright: ignore[reportAttributeAccessIssue]
     inner: Any = getattr(model, "_orig_mod", model)  # torch.compile hides the signature
     try:
         parameters = inspect.signature(getattr(inner, "forward", inner)).parameters.values()

@@ -7,7 +7,7 @@ from flow_matching.path.scheduler import Scheduler
 from flow_matching.utils import ModelWrapper as UpstreamModelWrapper
 from torch import Tensor
 
-from fm_ext.utils.inputs import check_answer, open_shared, taken_extras
+from fm_ext.utils.inputs import check_answer, is_wrapper, open_shared, taken_extras
 
 
 class ModelWrapper(UpstreamModelWrapper):
@@ -27,6 +27,7 @@ class ModelWrapper(UpstreamModelWrapper):
     """
 
     own: ClassVar[frozenset[str]] = frozenset()
+    opens_shared: ClassVar[bool] = True
 
     @property
     def takes(self) -> frozenset[str] | None:
@@ -41,7 +42,7 @@ class ModelWrapper(UpstreamModelWrapper):
 
     @property
     def answers(self) -> str | None:
-        """ "velocity" where something inside makes the answer one; None if the network decides."""
+        """What the answer is: "velocity" where something inside makes it one, None if the network decides."""
         return getattr(self.model, "answers", None)
 
     @property
@@ -68,8 +69,7 @@ class ModelWrapper(UpstreamModelWrapper):
         return check_answer(self._call(x, t, extras), x, self.model)
 
     def _call(self, x: Tensor, t: Tensor, extras: dict[str, Any]) -> Any:
-        passes = hasattr(self.model, "takes")  # a wrapper, which opens what is shared itself
-        return self.model(x=x, t=t, **(extras if passes else open_shared(extras)))
+        return self.model(x=x, t=t, **(extras if is_wrapper(self.model) else open_shared(extras)))
 
 
 def hold_known(velocity: Tensor, mask: Tensor | None) -> Tensor:
