@@ -160,19 +160,21 @@ def check_extras(extras: Mapping[str, Any], x: Tensor) -> dict[str, Any]:
         ValueError: for a tensor of another length.
     """
     batch, mask = len(x), entry_mask(extras, x)
+    checked = {
+        name: _walk(value, name, lambda path, tensor: _one_a_sample(path, tensor, batch))
+        for name, value in extras.items()
+        if name != "mask" or mask is None
+    }
+    return checked if mask is None else {**checked, "mask": mask}
 
-    def check(name: str, value: Tensor) -> Tensor:
-        if len(value) != batch:
-            raise ValueError(
-                f"`{name}` must hold one entry a sample, ({batch}, ...); got {tuple(value.shape)}. If all samples "
-                f"share it, write {name}=shared({name}), from fm_ext.utils."
-            )
-        return value
 
-    checked = {name: _walk(value, name, check) for name, value in extras.items() if name != "mask"}
-    if "mask" in extras:
-        checked["mask"] = mask if mask is not None else _walk(extras["mask"], "mask", check)
-    return checked
+def _one_a_sample(name: str, value: Tensor, batch: int) -> Tensor:
+    if len(value) != batch:
+        raise ValueError(
+            f"`{name}` must hold one entry a sample, ({batch}, ...); got {tuple(value.shape)}. If all samples share "
+            f"it, write {name}=shared({name}), from fm_ext.utils."
+        )
+    return value
 
 
 def map_samples(extras: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:

@@ -209,6 +209,6 @@ def test_bad_input(untyped):
         PredictionVelocityModel(net, "vp", "x_1")
     model = PredictionVelocityModel(Constant(torch.zeros(2, 1)), CondOTScheduler(), "x_1")
     with pytest.raises(
-        ValueError, match=r"`model` must answer with `x`'s shape \(2, 3\).*\(2, 1\)"
+        ValueError, match=r"`model` must answer with the shape of its state, \(2, 3\).*\(2, 1\)"
     ):
         model(x=torch.zeros(2, 3), t=torch.tensor(0.5))

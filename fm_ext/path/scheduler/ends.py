@@ -32,3 +32,24 @@ def end_slope(scheduler: Scheduler, device: torch.device | str = "cpu") -> Tenso
     near = scheduler(1 - steps * (2.0**-30 if steps.dtype == torch.float64 else 2.0**-12))
     once, twice = (-near.sigma_t * near.d_sigma_t).unbind()
     return 2 * once - twice
+
+
+def same_schedule(a: Scheduler, b: Scheduler) -> bool:
+    """Whether two schedulers agree in alpha and sigma, to 1e-6 at some times: upstream's cosine is ours."""
+    if a is b:
+        return True
+    t = double(torch.linspace(0, 1, 9))
+    one, other = a(t), b(t)
+    return torch.allclose(one.alpha_t, other.alpha_t, rtol=0, atol=1e-6) and torch.allclose(
+        one.sigma_t, other.sigma_t, rtol=0, atol=1e-6
+    )
+
+
+def check_schedule(name: str, scheduler: Scheduler, model: object) -> None:
+    """Raises if the model says that it lives on another schedule than the one that the argument `name` gave."""
+    inner = getattr(model, "schedule", None)
+    if inner is not None and not same_schedule(inner, scheduler):
+        raise ValueError(
+            f"`{name}` must be the schedule of the model inside: {type(model).__name__} lives on {inner!r}; got "
+            f"{scheduler!r}."
+        )
