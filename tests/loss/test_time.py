@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fm_ext.training import LogitNormalTime, PowerTime, UniformTime
+from fm_ext.loss import LogitNormalTime, PowerTime, UniformTime
 
 LAWS = {
     "uniform": (UniformTime, {}, stats.uniform.cdf),
