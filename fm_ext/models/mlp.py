@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fm_ext.models.blocks import check_dtype
 from fm_ext.path.scheduler.broadcast import time_shape
 
 
@@ -48,5 +49,6 @@ class MLP(nn.Module):
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"`x` must be (batch, {self.dim}); got {tuple(x.shape)}.")
+        check_dtype(x, self.net[0].weight)
         t = t.to(x.dtype).view(time_shape(t, x)).expand(len(x), 1)
         return self.net(torch.cat([x, t], dim=1))

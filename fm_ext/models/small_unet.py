@@ -5,7 +5,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fm_ext.models.blocks import broadcast_time, pad_to_multiple
+from fm_ext.models.blocks import broadcast_time, check_dtype, pad_to_multiple
 
 
 class DoubleConv(nn.Sequential):
@@ -49,6 +49,7 @@ class SmallUNet(nn.Module):
         self, x: Float[Tensor, "batch c_in height width"], t: Float[Tensor, "..."]
     ) -> Float[Tensor, "batch c_out height width"]:
         """Returns the velocity at `x` and `t`; `t` in [0, 1], 0-d or `(batch,)`."""
+        check_dtype(x, self.out.weight)
         height, width = x.shape[-2:]
         x = pad_to_multiple(x, 4)
         time = broadcast_time(t, len(x)).to(x.dtype)
