@@ -77,6 +77,7 @@ API = {
         "IDDPMCosineScheduler",
         "LinearVPScheduler",
         "ScheduleTransformedModel",
+        "ShiftedConvexScheduler",
         "ShiftedScheduler",
         "SigmoidScheduler",
         "VEScheduler",

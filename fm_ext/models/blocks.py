@@ -37,22 +37,22 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, features: int, out_features: int):
         super().__init__()
-        self.half = features // 2
+        self.waves = features // 2
         self.net = nn.Sequential(
-            nn.Linear(2 * self.half, out_features),
+            nn.Linear(2 * self.waves, out_features),
             nn.SiLU(),
             nn.Linear(out_features, out_features),
         )
 
     def forward(self, t: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:
-        dtype = self.net[0].weight.dtype
+        dtype = next(self.net.parameters()).dtype
         return self.net(self.features(t, torch.promote_types(dtype, torch.float32)).to(dtype))
 
     def features(
         self, t: Float[Tensor, " batch"], dtype: torch.dtype
     ) -> Float[Tensor, "batch features"]:
         """The cosines and sines, computed in `dtype`: in bfloat16 the angle 1000 t would be off by whole turns."""
-        exponents = torch.arange(self.half, device=t.device, dtype=dtype) / self.half
+        exponents = torch.arange(self.waves, device=t.device, dtype=dtype) / self.waves
         angles = t.to(dtype)[:, None] * (1000 * torch.exp(-math.log(10_000) * exponents))
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
@@ -151,7 +151,8 @@ class _FusedAttention(torch.autograd.Function):
         return F.scaled_dot_product_attention(q, k, v)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
+        (g,) = grad_outputs
         q, k, v = ctx.saved_tensors
         if not torch.is_grad_enabled():  # without create_graph: no derivative of this one follows
             with torch.enable_grad():
@@ -163,7 +164,8 @@ class _FusedAttention(torch.autograd.Function):
         return slope @ k, slope.mT @ q, weights.mT @ g
 
     @staticmethod
-    def jvp(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
+    def jvp(ctx: Any, *grad_inputs: Tensor) -> Tensor:
+        dq, dk, dv = grad_inputs
         q, k, v = ctx.saved_tensors
         weights = _weights(q, k)
         scores = (dq @ k.mT + q @ dk.mT) * q.shape[-1] ** -0.5
@@ -220,20 +222,21 @@ def pad_to_multiple(
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
 
 
-def check_dtype(x: Tensor, weight: Tensor) -> None:
-    """Raises unless `x` has the dtype of the network's `weight`, or one that autocast brings to it.
+def check_dtype(x: Tensor, network: nn.Module) -> None:
+    """Raises unless `x` has the dtype of the network's weights, or one that autocast brings to it.
 
     Raises:
         TypeError: otherwise; a silent cast would lose digits, or answer in another dtype than the state's.
     """
-    if x.dtype == weight.dtype:
+    dtype = next(network.parameters()).dtype
+    if x.dtype == dtype:
         return
     half = (torch.float32, torch.float16, torch.bfloat16)
     device = x.device.type
-    if x.dtype in half and weight.dtype in half and torch.amp.is_autocast_available(device):
+    if x.dtype in half and dtype in half and torch.amp.is_autocast_available(device):
         if torch.is_autocast_enabled(device):
             return
     raise TypeError(
-        f"`x` must have the dtype of the network's weights, {weight.dtype}, outside `torch.autocast`; got {x.dtype}. "
-        f"Write `x.to({weight.dtype})`, or `network.to({x.dtype})`."
+        f"`x` must have the dtype of the network's weights, {dtype}, outside `torch.autocast`; got {x.dtype}. "
+        f"Write `x.to({dtype})`, or `network.to({x.dtype})`."
     )

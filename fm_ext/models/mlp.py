@@ -49,6 +49,6 @@ class MLP(nn.Module):
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"`x` must be (batch, {self.dim}); got {tuple(x.shape)}.")
-        check_dtype(x, self.net[0].weight)
+        check_dtype(x, self.net)
         t = t.to(x.dtype).view(time_shape(t, x)).expand(len(x), 1)
         return self.net(torch.cat([x, t], dim=1))

@@ -49,7 +49,7 @@ class SmallUNet(nn.Module):
         self, x: Float[Tensor, "batch c_in height width"], t: Float[Tensor, "..."]
     ) -> Float[Tensor, "batch c_out height width"]:
         """Returns the velocity at `x` and `t`; `t` in [0, 1], 0-d or `(batch,)`."""
-        check_dtype(x, self.out.weight)
+        check_dtype(x, self.out)
         height, width = x.shape[-2:]
         x = pad_to_multiple(x, 4)
         time = broadcast_time(t, len(x)).to(x.dtype)

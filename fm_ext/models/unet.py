@@ -169,10 +169,10 @@ class UNet(nn.Module):
                 f"`x` must have in_channels = {self.in_channels} channels, concatenated ones included; "
                 f"got {tuple(x.shape)}."
             )
-        check_dtype(x, self.conv_in.weight)
+        check_dtype(x, self.conv_in)
         embedding = self.time(broadcast_time(t, len(x)))
         if self.num_classes is not None:
-            embedding = embedding + self._embed(label, x)
+            embedding = embedding + self._embed(self.num_classes, label, x)
         elif label is not None:
             raise ValueError(
                 "`label` was given to a UNet without classes; build it with UNet(num_classes=...)."
@@ -193,10 +193,10 @@ class UNet(nn.Module):
         h = self.conv_out(nn.functional.silu(self.norm_out(h)))
         return h[..., :height, :width]
 
-    def _embed(self, label: Tensor | None, x: Tensor) -> Tensor:
-        """The embedding of the classes of `x`."""
+    def _embed(self, null: int, label: Tensor | None, x: Tensor) -> Tensor:
+        """The embedding of the classes of `x`; `null` is the null class."""
         if label is None:
-            return self.label(torch.full((len(x),), self.num_classes, device=x.device))
+            return self.label(torch.full((len(x),), null, device=x.device))
         if label.dtype != torch.int64:
             raise TypeError(
                 f"`label` must be int64; got {label.dtype}. Write `label.long()` for numbers of classes, "
@@ -212,7 +212,7 @@ class UNet(nn.Module):
         except IndexError as error:  # a CPU looks at each label anyway
             low, high = label.min(), label.max()
             raise ValueError(
-                f"`label` must lie in [0, num_classes] = [0, {self.num_classes}], of which {self.num_classes} is the "
+                f"`label` must lie in [0, num_classes] = [0, {null}], of which {null} is the "
                 f"null class; got {low} to {high}."
             ) from error
 

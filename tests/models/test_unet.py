@@ -134,6 +134,7 @@ def test_half_precision_rounds_weights_and_not_times():
     embedding(t)
     embedding.bfloat16()(t)
     torch.testing.assert_close(seen[1].float(), seen[0], rtol=0, atol=2**-8)
+    assert embedding.half()(t).dtype == torch.float16
 
 
 def test_built_on_meta_and_loaded_strictly():
