@@ -83,6 +83,7 @@ API = {
         "IDDPMCosineScheduler",
         "LinearVPScheduler",
         "ScheduleTransformedModel",
+        "ShiftedConvexScheduler",
         "ShiftedScheduler",
         "SigmoidScheduler",
         "VEScheduler",
