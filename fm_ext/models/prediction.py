@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fm_ext.path.affine import AffineProbPath
-from fm_ext.path.conversion import Quantity
-from fm_ext.path.prediction import Prediction, quantity, regular_times
+from fm_ext.path.prediction import Prediction, Quantity, quantity, regular_times
 from fm_ext.path.scheduler.ends import check_schedule
 from fm_ext.utils.inputs import align_time, entry_mask
 from fm_ext.utils.model_wrapper import ModelWrapper, hold_known

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fm_ext.models.blocks import check_dtype, pad_to_multiple
+from fm_ext.utils.inputs import sample_time
 
 
 class DoubleConv(nn.Sequential):

@@ -10,13 +10,13 @@ from flow_matching.solver.solver import Solver
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fm_ext.mask.check import check_mask
 from fm_ext.models.extras import belongs_to_samples, map_extras
 from fm_ext.path.scheduler.transform import ScheduleTransformedModel
 from fm_ext.solver.inpainting.method import check, real, whole
 from fm_ext.solver.inpainting.problem import Problem, Source
 from fm_ext.solver.inpainting.registry import METHODS, get_method
 from fm_ext.solver.keywords import INPAINTING_ALIASES, check_extras
+from fm_ext.utils.inputs import check_mask
 
 
 class InpaintingSolver(Solver):
