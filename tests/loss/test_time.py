@@ -100,3 +100,8 @@ def test_an_empty_batch_has_no_times():
 def test_what_is_out_of_range_is_refused(make, message, untyped):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_generator_may_live_elsewhere():
+    times = UniformTime()(4, device="meta", generator=torch.Generator().manual_seed(0))
+    assert times.device.type == "meta"
