@@ -7,7 +7,7 @@ from flow_matching.path.scheduler import Scheduler
 from flow_matching.utils import ModelWrapper as UpstreamModelWrapper
 from torch import Tensor
 
-from fm_ext.utils.inputs import check_answer, check_extras, is_wrapper, open_shared, taken_extras
+from fm_ext.utils.inputs import check_answer, entry_mask, is_wrapper, open_shared, taken_extras
 
 
 class ModelWrapper(UpstreamModelWrapper):
@@ -77,7 +77,8 @@ class ModelWrapper(UpstreamModelWrapper):
     def call(self, x: Tensor, t: Tensor, extras: dict[str, Any]) -> Any:
         """`ask`, whatever the shape of the answer."""
         if not is_wrapper(self.model):  # a network: wrappers pass on what they were given
-            extras = open_shared(check_extras(extras, x))
+            mask = entry_mask(extras, x)
+            extras = open_shared(extras if mask is None else {**extras, "mask": mask})
         return self.model(x=x, t=t, **extras)
 
 
