@@ -22,7 +22,13 @@ API = {
         "pair_loader",
         "simulate_pairs",
     ],
-    "fm_ext.loss": ["velocity_loss"],
+    "fm_ext.loss": [
+        "LogitNormalTime",
+        "PowerTime",
+        "TimeSampler",
+        "UniformTime",
+        "velocity_loss",
+    ],
     "fm_ext.mask": ["CenterBox", "FreeForm", "Hybrid", "Irregular", "Mask", "RandomBox"],
     "fm_ext.metrics": [
         "Classifier",
@@ -63,12 +69,10 @@ API = {
         "AffineProbPath",
         "BridgeProbPath",
         "CondOTProbPath",
-        "CoupledDiscretePathSample",
-        "CoupledPathSample",
         "CoupledProbPath",
-        "MaskedDiscretePathSample",
-        "MaskedPathSample",
         "MaskedProbPath",
+        "PathWrapper",
+        "ProbPath",
     ],
     "fm_ext.path.scheduler": [
         "BetaTableScheduler",
@@ -77,6 +81,7 @@ API = {
         "IDDPMCosineScheduler",
         "LinearVPScheduler",
         "ScheduleTransformedModel",
+        "ShiftedConvexScheduler",
         "ShiftedScheduler",
         "SigmoidScheduler",
         "VEScheduler",
@@ -107,18 +112,15 @@ API = {
     ],
     "fm_ext.training": [
         "ExponentialMovingAverage",
-        "LogitNormalTime",
         "NonFiniteLossError",
-        "PowerTime",
-        "TimeSampler",
         "Trainer",
         "TrainerConfig",
-        "UniformTime",
         "auto_accelerator",
         "latest_checkpoint",
         "leave_to_main",
         "load_weights",
     ],
+    "fm_ext.utils": ["ModelWrapper", "shared"],
 }
 
 

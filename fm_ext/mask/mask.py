@@ -14,6 +14,9 @@ from torch import Tensor
 class Mask(abc.ABC):
     """Draws random holes, a whole batch at once, on any device.
 
+    Inside `torch.compile` a call breaks the graph and runs as it is: what is drawn is as random in
+    number and shape as the holes.
+
     To write a mask of your own, subclass, add your fields, and implement [`draw`][fm_ext.mask.Mask.draw].
 
     Args:
@@ -26,6 +29,7 @@ class Mask(abc.ABC):
     def __post_init__(self) -> None:
         check_range("area", self.area, 0.0, 1.0)
 
+    @torch.compiler.disable
     def __call__(
         self,
         batch: int,
@@ -39,30 +43,26 @@ class Mask(abc.ABC):
         Args:
             batch: Number of masks, 0 or more.
             size: Height and width in pixels, for example `x.shape[-2:]`.
-            device: Where to draw; PyTorch's default device if None.
-            generator: Source of the randomness, on the same device; the global one if None. The
-                same state gives the same masks, and the global state is left alone.
+            device: Where the masks lie; PyTorch's default device if None.
+            generator: Source of the randomness; the global one of `device` if None. The same state
+                gives the same masks, and the global state is left alone. They are drawn on the
+                generator's device and moved to `device`.
 
         Raises:
-            ValueError: If `batch` or `size` is out of range, if the generator is on another device,
-                or if no mask of this kind has an area inside the bounds on this grid.
+            ValueError: If `batch` or `size` is out of range, or if no mask of this kind has an area
+                inside the bounds on this grid.
         """
         if batch < 0:
-            raise ValueError(f"`batch` must be at least 0, got {batch}.")
+            raise ValueError(f"`batch` must be at least 0; got {batch}.")
         if len(size) != 2 or min(size) < 1:
             raise ValueError(
-                f"`size` must be (height, width) in pixels, both at least 1, got {tuple(size)}."
+                f"`size` must be (height, width) in pixels, both at least 1; got {tuple(size)}."
             )
         place = torch.get_default_device() if device is None else torch.device(device)
-        if generator is not None and not _same_device(place, generator.device):
-            raise ValueError(
-                f"`generator` must be on the device of the masks, {place}, but is on "
-                f"{generator.device}: make it with `torch.Generator('{place}')`, or pass "
-                f"`device='{generator.device}'` and move the masks."
-            )
+        origin = place if generator is None else generator.device
         height, width = size
         pixels = pixel_bounds(self.area, height * width)
-        return self.draw(batch, (height, width), pixels, place, generator)
+        return self.draw(batch, (height, width), pixels, origin, generator).to(place)
 
     @abc.abstractmethod
     def draw(
@@ -107,7 +107,7 @@ def unreachable(what: str, area: tuple[float, float], total: int, nearest: list[
     """The message for bounds that nothing meets; `nearest` are the closest numbers of pixels."""
     fractions = [f"{n}/{total} = {n / total:.6g}" for n in nearest if 0 < n < total]
     return (
-        f"`area` must hold a fraction that {what} can have on {total} pixels, got {area[0]:g} to "
+        f"`area` must hold a fraction that {what} can have on {total} pixels; got {area[0]:g} to "
         f"{area[1]:g}; the nearest are {' and '.join(fractions) or 'none'}: widen the bounds."
     )
 
@@ -124,10 +124,5 @@ def check_range(
     if len(value) != 2 or not low <= value[0] <= value[1] <= high or (strict and value[0] == low):
         raise ValueError(
             f"`{name}` must be (smallest, largest) with {low:g} {'<' if strict else '<='} smallest "
-            f"<= largest <= {high:g}, got {value}."
+            f"<= largest <= {high:g}; got {value}."
         )
-
-
-def _same_device(a: torch.device, b: torch.device) -> bool:
-    """Whether two devices agree; one without an index agrees with every index."""
-    return a.type == b.type and (a.index == b.index or a.index is None or b.index is None)

@@ -60,8 +60,8 @@ def check_keywords(
         meant = meant or get_close_matches(name, keywords, n=1, cutoff=0.8)
         if meant:
             raise TypeError(
-                f"`{name}` is no keyword of the solver: did you mean `{meant[0]}`? If it is the model's, name it in its "
-                "forward."
+                f"`{name}` is no keyword of the solver: did you mean `{meant[0]}`? If it is the model's, name it in "
+                "its forward."
             )
         if taken is not None:
             raise TypeError(

@@ -13,6 +13,7 @@ from flow_matching.solver.solver import Solver
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from fm_ext.path.scheduler.ends import check_schedule
 from fm_ext.path.scheduler.transform import ScheduleTransformedModel
 from fm_ext.solver.field import check_keywords, check_state
 from fm_ext.solver.inpainting.d_flow import DFlow
@@ -218,26 +219,15 @@ def _get_method(name: str, options: dict[str, object]) -> Method:
 
 
 def _check_model(model: Any, scheduler: Scheduler) -> None:
-    schedule = getattr(model, "schedule", None)
-    if schedule is not None and not _same_schedule(schedule, scheduler):
-        raise ValueError(
-            f"`scheduler` must be the schedule on which the model lives, {schedule!r}; got {scheduler!r}. Write "
-            "InpaintingSolver(model, model.schedule)."
-        )
+    check_schedule("scheduler", scheduler, model)
     inner = model
     while is_wrapper(inner):
         if "mask" in inner.own:
             raise ValueError(
-                f"`velocity_model` must be trained without masks; got {type(inner).__name__}, which holds known entries "
-                "by itself. Write ODESolver(model).sample(torch.where(mask, noise, image), steps=50, mask=mask)."
+                f"`velocity_model` must be trained without masks; got {type(inner).__name__}, which holds known "
+                "entries by itself. Write ODESolver(model).sample(torch.where(mask, noise, image), steps=50, mask=mask)."
             )
         inner = inner.model
-
-
-def _same_schedule(a: Scheduler, b: Scheduler) -> bool:
-    t = torch.linspace(0, 1, 9, dtype=torch.float64)
-    values = [torch.stack([at.alpha_t, at.sigma_t]) for at in (a(t), b(t))]
-    return torch.allclose(*values, rtol=0, atol=1e-6)
 
 
 def _repeated(value: Tensor, copies: int) -> Tensor:

@@ -74,7 +74,7 @@ def test_no_sample_can_kill_the_batch(dtype, iterations):
     matrix[4] = torch.eye(4) + 1e-14 * matrix[4]  # an exhausted Krylov space, but for rounding
     right[5] = 0
     product = lambda u: ((matrix @ u[..., None])[..., 0],) * 2
-    u, c = gmres(product, right, iterations)
+    u, _ = gmres(product, right, iterations)
     assert u[[0, 2, 3, 4, 5, 6]].isfinite().all() and u[1].isnan().all()
     assert u[5].eq(0).all() and u[0].eq(0).all()
     left = (right - (matrix @ u[..., None])[..., 0]).norm(dim=1)

@@ -337,7 +337,7 @@ def test_bad_construction(untyped):
 def test_a_model_of_another_schedule_is_refused(untyped):
     net, (image, mask) = PredictionVelocityModel(Waves(), CosineScheduler()), picture()
     with pytest.raises(
-        ValueError, match=r"`scheduler` must be the schedule .*CosineScheduler.*; got .*CondOT"
+        ValueError, match=r"`scheduler` must be the schedule of .*Cosine.*; got .*CondOT"
     ):
         InpaintingSolver(net, CondOTScheduler(), "flower")
     InpaintingSolver(net, net.schedule, "flower").sample(image, mask=mask, steps=2)
