@@ -181,7 +181,7 @@ class GuidedVelocityModel(ModelWrapper):
         if self.hide_known:
             extras = {**extras, "hide_known": torch.zeros_like(without["hide_known"])}
         halves: list[Tensor] = []
-        map_samples(without, halves.append)
+        map_samples(without, lambda half: halves.append(half) or half)
         rest = iter(halves)  # the same walk, so the same order
         twice = map_samples(extras, lambda extra: torch.cat([extra, next(rest)]))
         time = torch.cat([t, t]) if t.ndim > 0 and len(t) == len(x) and t.numel() > 1 else t
