@@ -8,7 +8,7 @@ from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
 
 from fm_ext.data import image_loader
-from fm_ext.data.rows import RowDecoder
+from fm_ext.data.decode import RowReader
 
 pytestmark = [
     # Python 3.12 says so at each fork, a machine with one core at the second worker.
@@ -116,13 +116,13 @@ def test_skipped_batches_are_not_decoded(
 ) -> None:
     loader = shards(processes, **way)[-1]
     decoded = []
-    decode = RowDecoder.__call__
+    decode = RowReader.__call__
 
     def counting(self, row, number, place=0.5):
         decoded.append(number)
         return decode(self, row, number, place)
 
-    monkeypatch.setattr(RowDecoder, "__call__", counting)
+    monkeypatch.setattr(RowReader, "__call__", counting)
     batches = list(skip_first_batches(loader, 2))
     held = way.get("in_memory", False)
     assert len(decoded) == (0 if held else sum(len(batch["image"]) for batch in batches))
