@@ -170,9 +170,8 @@ def stored(
     """A data set of these images, without loss."""
     columns: dict = {"image": [encode(image, "tiff") for image in images]}
     features = datasets.Features(image=datasets.Image())
-    if labels is not None:
-        columns["label"], features["label"] = labels, datasets.Value("uint64")
-    return datasets.Dataset.from_dict(columns, features=features)
+    data = datasets.Dataset.from_dict(columns, features=features)
+    return data if labels is None else data.add_column("label", labels)
 
 
 @ways
