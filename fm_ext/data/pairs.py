@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from flow_matching.solver import ODESolver
-from pyarrow import compute
+from pyarrow import compute, types
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -130,7 +130,10 @@ def pair_loader(
             f"`folder` must hold all pairs of simulate_pairs; {folder} holds {', '.join(unfinished)}: that process was "
             "killed, or is still writing. Wait for it, or begin anew in another folder."
         )
-    data = datasets.load_dataset(str(folder), split="train")
+    try:
+        data = datasets.load_dataset(str(folder), split="train")
+    except ValueError as error:  # files without rows
+        raise ValueError(f"`folder` must hold pairs; {folder} holds none: {error}") from error
     drop_last = shuffle if drop_last is None else drop_last
     check_fills(len(data), batch_size, drop_last)
     dataset = PairDataset(data, seed=seed, shuffle=shuffle)
@@ -225,6 +228,14 @@ def _tensor(column: Any) -> Tensor:
             )
         shape.append(lengths.pop())
         values = values.flatten()
+    if values.null_count or not (
+        types.is_integer(values.type)
+        or types.is_floating(values.type)
+        or types.is_boolean(values.type)
+    ):
+        raise ValueError(
+            f"`folder` must hold numbers, none of them missing; got {values.type} with {values.null_count} missing."
+        )
     return torch.from_numpy(np.array(values.to_numpy(zero_copy_only=False)).reshape(shape))
 
 
