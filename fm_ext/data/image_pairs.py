@@ -47,12 +47,12 @@ def image_pair_loader(
             when they end, and with each epoch.
         seed: of order, pairs and augmentation, not negative.
         drop_last: whether the rows that do not fill the last batch are left out; None: when shuffling.
-        **options: of `image_loader`, for both sides: `split`, `size`, `channels`, `flip`, `crop`, `label_column`,
-            `in_memory`, `device`, `num_workers`, and `on_error` for unpaired data.
+        **options: of `image_loader`, for both sides: `split`, `size`, `channels`, `flip`, `crop`, `pixel_range`,
+            `label_column`, `in_memory`, `device`, `num_workers`, `on_error`, and `streaming` for paired data.
 
     Raises:
-        ValueError: as `image_loader`; also for streams, for paired data without two different columns, and for
-            `on_error="skip"` on paired data, where a row left out on one side would shift the pairs.
+        ValueError: as `image_loader`; also for two data sets of which one is a stream, for paired data without two
+            different columns, and for a pair of two aspect ratios that `crop` would cut apart.
         TypeError: as `image_loader`; also for `image_column`, which each side has of its own.
     """
     if "image_column" in options:

@@ -116,7 +116,7 @@ def image_loader(
     global random state, which is not touched, nor of the number of workers, nor of what was read
     before. `accelerator.prepare(loader)` shards the rows over processes, `prepared.set_epoch(e)`
     goes to an epoch, and `accelerator.skip_first_batches(prepared, n)` skips without decoding.
-    Without accelerate, `loader.sampler.set_epoch(e)`, or just the next `for` loop.
+    Without accelerate, `loader.dataset.set_epoch(e)`, or just the next `for` loop.
 
     `loader.dataset` tells `shape` (channels, height, width), `classes`, `in_memory`, `skipped` and `identity`, a
     dictionary that is equal where the rows and their order are.

@@ -44,8 +44,8 @@ class EpochDataset(Dataset[dict[str, Tensor]], ABC):
     """Rows a batch at a time, by indices that carry their epoch.
 
     So workers need not be told of a new epoch, and a batch is a function of its indices, whoever asks, whenever. The
-    epoch that the next iteration reads is kept here and not in the sampler, since accelerate's `set_epoch` reaches one
-    of the two only, and on several processes after `skip_first_batches` that is the data set.
+    epoch that the next iteration reads is kept here, since on several processes accelerate's `set_epoch` does not reach
+    the sampler of a loader that `skip_first_batches` has made.
 
     Args:
         seed: of the order and of all augmentation.

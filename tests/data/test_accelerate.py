@@ -74,6 +74,8 @@ def test_an_epoch_can_be_repeated_and_resumed(way: dict, processes: int, shards:
         assert same(list(fresh), history[1])
         used.set_epoch(1)
         assert same(list(used), history[1])
+        fresh.set_epoch(1)  # then skip, as the docs write it
+        assert same(list(skip_first_batches(fresh, 2)), history[1][2:])
         fresh.set_epoch(0)
         skipping = skip_first_batches(fresh, 2)
         assert same(list(skipping), history[0][2:])
