@@ -1,13 +1,10 @@
 """Three kinds of image data sets: decoded once and kept, decoded when asked for, and streams."""
 
-import logging
 import math
 import os
-import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -19,12 +16,11 @@ from datasets.utils import tqdm
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import get_worker_info
+from tqdm.contrib.concurrent import thread_map
 
 from fm_ext.data.decode import RowError, RowReader, nothing_readable
 from fm_ext.data.order import EpochDataset, Item, uniform
 from fm_ext.data.pixels import to_float
-
-logger = logging.getLogger(__name__)
 
 Row = tuple[int, Mapping[str, Any]]  # its number, and values by column
 Images = dict[str, UInt8[Tensor, "row channel height width"]]
@@ -288,7 +284,6 @@ def decode_rows(
         RowError: a row that cannot be used and `skip` is false.
         ValueError: not one row can be used.
     """
-    started = time.perf_counter()
     images, labels = _empty(reader, len(rows))
     middle = np.full(_CHUNK, 0.5)
 
@@ -303,16 +298,10 @@ def decode_rows(
 
     # A thread pays for itself only where decoding outweighs the interpreter's lock.
     large = sum(math.prod(shape) for shape in reader.shapes.values()) >= 64 * 64
-    pool = ThreadPoolExecutor(available_cores() if large else 1)
-    bar = tqdm(total=len(rows), desc="Decoding", unit=" images", delay=3, leave=False)
-    failed: dict[int, RowError] = {}
-    try:
-        for part in pool.map(decode, range(0, len(rows), _CHUNK)):
-            failed |= part
-            bar.update(_CHUNK)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        bar.close()
+    starts, threads = range(0, len(rows), _CHUNK), available_cores() if large else 1
+    bar = {"tqdm_class": tqdm, "desc": "Decoding", "unit_scale": _CHUNK, "delay": 3, "leave": False}
+    parts = thread_map(decode, starts, max_workers=threads, unit=" images", **bar)
+    failed = dict(chain.from_iterable(part.items() for part in parts))
     if failed:
         first = next(iter(failed.values()))
         if len(failed) == len(rows):
@@ -321,13 +310,6 @@ def decode_rows(
         _warn_skipped(reason, "they are left out")
         images = {name: np.delete(image, [*failed], axis=0) for name, image in images.items()}
         labels = np.delete(labels, [*failed])
-    logger.info(
-        "%d images of %s decoded into memory: %.1f MB in %.2f s",
-        len(labels),
-        " and ".join("x".join(map(str, shape)) for shape in reader.shapes.values()),
-        sum(image.nbytes for image in images.values()) / 1e6,
-        time.perf_counter() - started,
-    )
     tensors = {name: torch.from_numpy(image) for name, image in images.items()}
     labelled = reader.columns.label is not None
     return tensors, torch.from_numpy(labels) if labelled else None, len(failed)

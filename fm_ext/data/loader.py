@@ -201,7 +201,11 @@ def image_loader(
         sampler = EpochSampler(dataset)
         check_fills(len(dataset), batch_size, drop_last)
         workers = 0 if dataset.in_memory else workers
-        logger.info("%d images are held in memory: %s", len(dataset), dataset.in_memory)
+        how = (
+            "decoded into memory" if dataset.in_memory else f"decoded as read, by {workers} workers"
+        )
+        shapes = " and ".join("x".join(map(str, s)) for s in recipe.reader.shapes.values())
+        logger.info("%d images of %s are %s", len(dataset), shapes, how)
     return ImageLoader(
         dataset, sampler, batch_size=batch_size, drop_last=drop_last, num_workers=workers
     )

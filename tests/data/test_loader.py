@@ -186,8 +186,8 @@ def test_auto_keeps_in_memory_what_fits(
         assert not image_loader(numbered(), batch_size=4, flip=True).dataset.in_memory
         assert not image_loader(numbered(23), batch_size=4).dataset.in_memory
         assert not image_loader(numbered(), size=8, crop="random", batch_size=4).dataset.in_memory
-    assert "22 images of 1x8x8 decoded into memory" in caplog.text
-    assert "23 images are held in memory: False" in caplog.text
+    assert "22 images of 1x8x8 are decoded into memory" in caplog.text
+    assert "23 images of 1x8x8 are decoded as read" in caplog.text
 
 
 def test_images_in_memory_are_kept_on_the_device(
