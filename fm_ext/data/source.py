@@ -108,7 +108,7 @@ def find_columns(
 
     Raises:
         ValueError: no or several candidates, an unknown name, a column of the wrong type, or one called label or
-            labels that is not of type `ClassLabel`, unless `label_column` decides on it.
+            labels, or of lists of classes, that is not of type `ClassLabel`, unless `label_column` decides on it.
     """
     if features is None:
         raise ValueError(
@@ -190,7 +190,15 @@ def _label(features: datasets.Features, name: str | None) -> str | None:
                 f"`label_column` must be given when several columns are of type ClassLabel; got {found} among the "
                 f"columns {_listing(features)}."
             )
-        name = next((key for key in ("label", "labels") if key in features), None)
+        name = next(
+            (
+                key
+                for key, feature in features.items()
+                if key in ("label", "labels")
+                or isinstance(getattr(feature, "feature", None), datasets.ClassLabel)
+            ),
+            None,
+        )
         if name is None:
             return None
         fix = _label_advice(name, features[name])
