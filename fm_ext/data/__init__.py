@@ -1,8 +1,7 @@
 """HuggingFace data sets in, batches of tensors out."""
 
-from fm_ext.data.evaluation import load_images
 from fm_ext.data.image_pairs import image_pair_loader
-from fm_ext.data.loader import image_loader
+from fm_ext.data.loader import image_loader, load_images
 from fm_ext.data.pairs import pair_loader, simulate_pairs
 
 __all__ = [

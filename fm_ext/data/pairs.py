@@ -10,12 +10,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from flow_matching.solver import ODESolver
-from pyarrow import compute
+from pyarrow import compute, types
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from fm_ext.data.sampler import EpochSampler
-from fm_ext.data.source import check
+from fm_ext.data.loader import EpochLoader, check_fills
+from fm_ext.data.order import EpochDataset, EpochSampler
+from fm_ext.data.source import fingerprint, sampled_rows, whole
 
 SHARD = 10_000
 """Rows of a file, at least, but for the last one."""
@@ -118,49 +119,51 @@ def pair_loader(
     Raises:
         ValueError: for an argument out of range, or a folder without pairs or with a part of them.
     """
-    check("batch_size", batch_size, batch_size >= 1, "at least 1")
-    check("seed", seed, seed >= 0, "at least 0")
-    if next(Path(folder).glob("*.parquet"), None) is None:
+    batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
+    folder = Path(folder).expanduser()
+    if next(folder.glob("*.parquet"), None) is None:
         raise ValueError(
             f"`folder` must hold pairs that simulate_pairs wrote; {folder} holds none."
         )
-    if unfinished := sorted(file.name for file in Path(folder).glob(f"{UNFINISHED}*")):
+    if unfinished := sorted(file.name for file in folder.glob(f"{UNFINISHED}*")):
         raise ValueError(
             f"`folder` must hold all pairs of simulate_pairs; {folder} holds {', '.join(unfinished)}: that process was "
             "killed, or is still writing. Wait for it, or begin anew in another folder."
         )
-    data = datasets.load_dataset(str(folder), split="train")
+    try:
+        data = datasets.load_dataset(str(folder), split="train")
+    except ValueError as error:  # files without rows
+        raise ValueError(f"`folder` must hold pairs; {folder} holds none: {error}") from error
     drop_last = shuffle if drop_last is None else drop_last
-    check(
-        "batch_size", batch_size, not drop_last or batch_size <= len(data), f"at most {len(data)}"
-    )
-    dataset = PairDataset(data, seed)
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=EpochSampler(dataset, shuffle=shuffle),
-        drop_last=drop_last,
-        collate_fn=_as_is,  # the data set returns whole batches
-        generator=torch.Generator().manual_seed(seed),  # else torch draws from the global
-    )
+    check_fills(len(data), batch_size, drop_last)
+    dataset = PairDataset(data, seed=seed, shuffle=shuffle)
+    return EpochLoader(dataset, EpochSampler(dataset), batch_size=batch_size, drop_last=drop_last)
 
 
-class PairDataset(Dataset[dict[str, Tensor]]):
-    """Rows of a HuggingFace data set as tensors, a batch at a time; an index carries its epoch.
+class PairDataset(EpochDataset):
+    """Rows of a HuggingFace data set as tensors, a batch at a time.
 
     Args:
         data: columns of numbers, all rows of a shape.
         seed: of the order in which the loader reads.
+        shuffle: whether that order is random.
     """
 
-    def __init__(self, data: datasets.Dataset, seed: int):
+    def __init__(self, data: datasets.Dataset, *, seed: int, shuffle: bool):
+        super().__init__(seed=seed, shuffle=shuffle)
         self.data = data.with_format("arrow")
-        self.seed = seed
-        self.epoch = 0
+        self._fingerprint = fingerprint(sampled_rows(data.with_format(None)))
 
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration over the loader is; accelerate calls this."""
-        self.epoch = epoch
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `EpochDataset.identity`."""
+        return {
+            "rows": len(self),
+            "columns": sorted(self.data.column_names),
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "fingerprint": self._fingerprint,
+        }
 
     def __len__(self) -> int:
         return len(self.data)
@@ -169,10 +172,6 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         """The batch of these indices, as the loader's sampler yields them."""
         table: Any = self.data[[index % len(self) for index in indices]]
         return {name: _tensor(table[name].combine_chunks()) for name in table.column_names}
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One pair, without the batch axis."""
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
 
 def _claim(folder: Path, mark: Path) -> None:
@@ -229,6 +228,14 @@ def _tensor(column: Any) -> Tensor:
             )
         shape.append(lengths.pop())
         values = values.flatten()
+    if values.null_count or not (
+        types.is_integer(values.type)
+        or types.is_floating(values.type)
+        or types.is_boolean(values.type)
+    ):
+        raise ValueError(
+            f"`folder` must hold numbers, none of them missing; got {values.type} with {values.null_count} missing."
+        )
     return torch.from_numpy(np.array(values.to_numpy(zero_copy_only=False)).reshape(shape))
 
 
@@ -243,7 +250,3 @@ def _feature(x: np.ndarray) -> Any:
     if x.ndim == 2:
         return datasets.Sequence(datasets.Value(str(x.dtype)), length=x.shape[1])
     return arrays[x.ndim](x.shape[1:], str(x.dtype))
-
-
-def _as_is(batch: Any) -> Any:
-    return batch

@@ -2,6 +2,7 @@
 
 import abc
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,18 +50,14 @@ class Mask(abc.ABC):
                 generator's device and moved to `device`.
 
         Raises:
+            TypeError: If `batch` or `size` is not in whole numbers.
             ValueError: If `batch` or `size` is out of range, or if no mask of this kind has an area
                 inside the bounds on this grid.
         """
-        if batch < 0:
-            raise ValueError(f"`batch` must be at least 0; got {batch}.")
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(
-                f"`size` must be (height, width) in pixels, both at least 1; got {tuple(size)}."
-            )
+        batch = _whole("batch", batch, 0)
+        height, width = _size(size)
         place = torch.get_default_device() if device is None else torch.device(device)
         origin = place if generator is None else generator.device
-        height, width = size
         pixels = pixel_bounds(self.area, height * width)
         return self.draw(batch, (height, width), pixels, origin, generator).to(place)
 
@@ -105,11 +102,15 @@ def pixel_bounds(area: tuple[float, float], total: int) -> tuple[int, int]:
 
 def unreachable(what: str, area: tuple[float, float], total: int, nearest: list[int]) -> str:
     """The message for bounds that nothing meets; `nearest` are the closest numbers of pixels."""
-    fractions = [f"{n}/{total} = {n / total:.6g}" for n in nearest if 0 < n < total]
-    return (
-        f"`area` must hold a fraction that {what} can have on {total} pixels; got {area[0]:g} to "
-        f"{area[1]:g}; the nearest are {' and '.join(fractions) or 'none'}: widen the bounds."
+    found = [n for n in nearest if 0 < n < total]
+    message = (
+        f"`area` must hold a fraction that {what} can have on {total} pixels; got {area[0]:g} to {area[1]:g}; the "
+        f"nearest are {' and '.join(f'{n}/{total} = {n / total:.6g}' for n in found) or 'none'}"
     )
+    if found:
+        low, high = min(area[0], found[0] / total), max(area[1], found[-1] / total)
+        return f"{message}. Fix: `area=({low!r}, {high!r})`."
+    return f"{message}. Fix: a larger image, or `area=(1.0, 1.0)` for masks that are full."
 
 
 def check_range(
@@ -119,10 +120,39 @@ def check_range(
     high: float = math.inf,
     *,
     strict: bool = False,
+    whole: bool = False,
 ) -> None:
-    """Raise a ValueError unless `low <= value[0] <= value[1] <= high`, `low < value[0]` if `strict`."""
-    if len(value) != 2 or not low <= value[0] <= value[1] <= high or (strict and value[0] == low):
+    """Raise a ValueError unless `low <= value[0] <= value[1] <= high`, `low < value[0]` if `strict`, both `whole`."""
+    try:
+        first, last = value
+        fine = low <= first <= last <= high and not (strict and first == low)
+        fine = fine and not (whole and (first % 1 or last % 1))
+    except (TypeError, ValueError):
+        fine = False
+    if not fine:
+        kind = "(smallest, largest)" + " in whole numbers" * whole
         raise ValueError(
-            f"`{name}` must be (smallest, largest) with {low:g} {'<' if strict else '<='} smallest "
+            f"`{name}` must be {kind} with {low:g} {'<' if strict else '<='} smallest "
             f"<= largest <= {high:g}; got {value}."
         )
+
+
+def _size(size: Sequence[int]) -> tuple[int, int]:
+    if not isinstance(size, Sequence) or len(size) != 2:
+        got = tuple(size) if isinstance(size, Sequence) else size
+        fix = f" Fix: `{got[-2:]}`." if isinstance(got, tuple) and len(got) > 2 else ""
+        raise ValueError(f"`size` must be (height, width) in pixels; got {got}.{fix}")
+    height, width = (_whole("size", length, 1) for length in size)
+    return height, width
+
+
+def _whole(name: str, value: int, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"`{name}` must be in whole numbers, at least {least}; got {value!r} of type {type(value).__name__}."
+        ) from None
+    if number < least:
+        raise ValueError(f"`{name}` must be at least {least}; got {value!r}.")
+    return number

@@ -168,5 +168,12 @@ def test_bad_input(tmp_path: Path):
     simulate_pairs(Shift(), batches((2,)), tmp_path)
     with pytest.raises(ValueError, match="`folder` must hold no pairs yet"):
         simulate_pairs(Shift(), batches((2,)), tmp_path)
-    with pytest.raises(ValueError, match="`batch_size` must be at most 15, got 16"):
+    with pytest.raises(ValueError, match=r"must not exceed the 15 rows of the split.*got 16"):
         pair_loader(tmp_path, batch_size=16)
+
+
+def test_the_folder_may_be_in_the_home(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    simulate_pairs(Shift(), batches((2,)), tmp_path / "pairs")
+    (rows,) = pair_loader("~/pairs", batch_size=15)
+    assert len(rows["x_0"]) == 15
