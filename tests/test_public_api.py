@@ -20,7 +20,7 @@ API = {
         "image_pair_loader",
         "load_images",
         "pair_loader",
-        "simulate_pairs",
+        "write_pairs",
     ],
     "fm_ext.loss": [
         "LogitNormalTime",
@@ -108,6 +108,7 @@ API = {
         "cosine_grid",
         "karras_grid",
         "shifted_grid",
+        "simulate_pairs",
         "uniform_grid",
     ],
     "fm_ext.training": [

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fm_ext.data import image_loader, image_pair_loader, pair_loader, simulate_pairs
+from fm_ext.data import image_loader, image_pair_loader, pair_loader, write_pairs
+from fm_ext.solver import simulate_pairs
 
 WAYS = {
     "memory": {"in_memory": True},
@@ -116,7 +117,7 @@ def test_pairs_have_one_too(numbered: Callable, tmp_path: Path) -> None:
 
     identities = []
     for name, value in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
-        simulate_pairs(Still(), [{"x_0": torch.full((5, 2), value)}], tmp_path / name)
+        write_pairs(simulate_pairs(Still(), [{"x_0": torch.full((5, 2), value)}]), tmp_path / name)
         dataset = pair_loader(tmp_path / name, batch_size=5).dataset
         identities.append(dataset.identity)  # pyright: ignore[reportAttributeAccessIssue]
     assert identities[0] == identities[1] != identities[2]
