@@ -138,7 +138,7 @@ class Field:
         model: Callable[..., Any],
         extras: dict[str, Any],
         dtype: torch.dtype,
-        bar: "tqdm[Any] | None" = None,
+        bar: tqdm | None = None,
     ):
         self.model, self.dtype, self.bar = model, dtype, bar
         self.extras = extras if is_wrapper(model) else open_shared(extras)
