@@ -54,7 +54,8 @@ def seed_epoch(loader: object, seed: int, epoch: int, device: torch.device) -> N
         if isinstance(part, DataLoader | Sampler) and hasattr(part, "generator"):
             # One of its own: of a shared one torch draws a seed for workers that start, not for those that persist.
             device_of = torch.get_default_device() if generator is None else generator.device
-            part.generator = generator = torch.Generator(device_of)
+            generator = torch.Generator(device_of)
+            setattr(part, "generator", generator)  # noqa: B010  # a sampler's type does not name it
         if isinstance(generator, torch.Generator):
             generator.manual_seed(value)
 
