@@ -108,5 +108,5 @@ def _advice(model: object) -> str:
         return "Write PredictionVelocityModel(model, scheduler, prediction=...)."
     name = type(model).__name__
     if "mask" in getattr(model, "own", ()):
-        return f"Write ExponentialSolver(model.model), without {name}: the solver itself holds known entries."
+        return f"Write ExponentialSolver(model.model), without {name}: with `mask=` it holds known entries itself."
     return f"Write PredictionVelocityModel({name}(network, ...), scheduler, prediction=...), with {name} inside."

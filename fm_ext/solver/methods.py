@@ -249,7 +249,7 @@ class Method:
             velocity,
             (self.grid[0], self.grid[-1]),
             x.detach().cpu().double().numpy().ravel(),
-            method=Guarded,  # pyright: ignore[reportArgumentType]  # a class too, as scipy documents
+            method=Guarded,  # pyright: ignore[reportArgumentType]  # its stub knows the names alone
             t_eval=self.wanted,
             atol=self.atol * share,
             rtol=self.rtol * share,

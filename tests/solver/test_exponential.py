@@ -173,7 +173,7 @@ def test_known_entries_stay_bit_for_bit_and_the_missing_ones_have_the_posteriors
     assert missing.std().item() == pytest.approx(spread, rel=0.02)
 
 
-def test_what_stands_around_the_prediction_is_told_where_to_stand():
+def test_what_stands_around_the_prediction_is_told_where_to_stand(untyped):
     scheduler, x, mask = CosineScheduler(), torch.randn(4, 2), torch.tensor([[False, True]])
     network = Conditional(scheduler, "x_1").float()
     outside = MaskedVelocityModel(PredictionVelocityModel(network, scheduler, "x_1"))

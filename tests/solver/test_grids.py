@@ -81,7 +81,7 @@ def test_equal_steps_are_counted_in_integers():
     assert subdivide([0.0, 0.5, 0.6], 0.25, None) == [[0.0, 0.25, 0.5], [0.5, 0.6]]
 
 
-def test_bad_input():
+def test_bad_input(untyped):
     for grid in GRIDS[:3]:
         with pytest.raises(
             ValueError, match=r"`steps` must be a whole number of at least 1; got 0"

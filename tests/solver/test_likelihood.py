@@ -229,7 +229,7 @@ def test_bits_of_a_uniform_image_are_those_of_its_levels():
     )
 
 
-def test_bad_input():
+def test_bad_input(untyped):
     solver, x = ODESolver(Gaussian((3,))), torch.zeros(2, 3, dtype=torch.float64)
     with pytest.raises(
         ValueError, match=r"`log_p0` must return one value a sample, \(2,\); got \(2, 3\)"

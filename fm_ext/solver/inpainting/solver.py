@@ -224,8 +224,8 @@ def _check_model(model: Any, scheduler: Scheduler) -> None:
     while is_wrapper(inner):
         if "mask" in inner.own:
             raise ValueError(
-                f"`velocity_model` must be trained without masks; got {type(inner).__name__}, which holds known ones. "
-                "Write ODESolver(model).sample(torch.where(mask, noise, image), steps=50, mask=mask)."
+                f"`velocity_model` must be trained without masks; got {type(inner).__name__}, which holds known "
+                "entries by itself. Write ODESolver(model).sample(torch.where(mask, noise, image), steps=9, mask=mask)."
             )
         inner = inner.model
 
