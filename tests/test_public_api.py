@@ -106,6 +106,7 @@ API = {
         "uniform_grid",
     ],
     "fm_ext.training": [
+        "CheckpointError",
         "ExponentialMovingAverage",
         "LogitNormalTime",
         "NonFiniteLossError",
