@@ -112,6 +112,7 @@ API = {
         "uniform_grid",
     ],
     "fm_ext.training": [
+        "CheckpointError",
         "ExponentialMovingAverage",
         "NonFiniteLossError",
         "Trainer",

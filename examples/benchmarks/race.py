@@ -25,7 +25,7 @@ from fm_ext.path.prediction import Prediction
 from fm_ext.sampling import Samples, draw_samples
 from fm_ext.solver import ExponentialSolver
 from fm_ext.training import ExponentialMovingAverage
-from fm_ext.training.optimizer import make_optimizer
+from fm_ext.training.trainer import make_optimizer
 
 Result = dict[str, Any]
 Weights = dict[str, Tensor]

@@ -1,11 +1,12 @@
-"""Kills a training run ten times (kill -9), resumes it each time, and compares it with an uninterrupted one.
+"""Kills a training run (kill -9), resumes it each time, and compares it with an uninterrupted one.
 
-    python examples/benchmarks/resume.py
+    python examples/benchmarks/resume.py --kills 50
 
-Seven kills come at random moments of the training, two while a checkpoint is being written, one while the program is
-starting. Weights, average and optimiser must be equal bit for bit in the end, on one process and on two.
+Of ten kills seven come at random moments of the training, two while a checkpoint is being written, one while the
+program is starting. Weights, average and optimiser must be equal bit for bit in the end, on one process and on two.
 """
 
+import argparse
 import os
 import random
 import socket
@@ -26,12 +27,13 @@ from fm_ext.loss import velocity_loss
 from fm_ext.models import SmallUNet
 from fm_ext.training import Trainer, TrainerConfig, latest_checkpoint
 
-STEPS, SAVE_EVERY = 300, 3
+SAVE_EVERY = 3
+STEPS_A_KILL = 30  # the farthest that a kill lets the run come, with 9 to spare
 DATA = Path(__file__).parents[1] / "data" / "mnist"
-MOMENTS = ["training"] * 7 + ["saving"] * 2 + ["starting"]
+MOMENTS = ["training"] * 7 + ["saving"] * 2 + ["starting"]  # of ten kills
 
 
-def train(output_dir: str) -> None:
+def train(output_dir: str, steps: int) -> None:
     """What is killed and resumed: nothing in it knows about that."""
     path = CondOTProbPath()
 
@@ -44,19 +46,19 @@ def train(output_dir: str) -> None:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     loader = image_loader(str(DATA), split="train[:100]", size=12, batch_size=4, flip=True)
     config = TrainerConfig(
-        steps=STEPS, warmup=20, save_every=SAVE_EVERY, keep=2, output_dir=output_dir
+        steps=steps, warmup=20, save_every=SAVE_EVERY, keep=2, output_dir=output_dir
     )
     Trainer(SmallUNet(), loss, loader, config, accelerator).fit()
 
 
-def launch(output_dir: Path, processes: int) -> list[subprocess.Popen[bytes]]:
+def launch(output_dir: Path, processes: int, steps: int) -> list[subprocess.Popen[bytes]]:
     """Starts the processes as torchrun does, but so that each can be killed."""
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     env = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "TQDM_DISABLE": "1"}
     if processes > 1:
         env |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    command = [sys.executable, __file__, str(output_dir)]
+    command = [sys.executable, __file__, "--train", str(output_dir), str(steps)]
     return [
         subprocess.Popen(
             command,
@@ -81,10 +83,10 @@ def unfinished(output_dir: Path) -> set[int]:
     return {entry.inode() for entry in os.scandir(output_dir) if entry.name.endswith(".partial")}
 
 
-def kill_at(moment: str, output_dir: Path, processes: int, rng: random.Random) -> None:
+def kill_at(moment: str, output_dir: Path, processes: int, steps: int, rng: random.Random) -> None:
     """Starts the run and kills all its processes at the moment that is named."""
     before, saves = newest(output_dir), rng.randint(1, 6)
-    running = launch(output_dir, processes)
+    running = launch(output_dir, processes, steps)
     if moment == "starting":
         time.sleep(rng.uniform(0, 5))
     else:
@@ -100,44 +102,50 @@ def kill_at(moment: str, output_dir: Path, processes: int, rng: random.Random) -
         process.wait()
 
 
-def final_state(output_dir: Path) -> dict[str, Tensor]:
-    folder = output_dir / f"step_{STEPS:08d}"
+def final_state(output_dir: Path, steps: int) -> dict[str, Tensor]:
+    folder = output_dir / f"step_{steps:08d}"
     state = {f"model.{k}": v for k, v in load_file(folder / "model.safetensors").items()}
     state |= {f"ema.{k}": v for k, v in load_file(folder / "ema.safetensors").items()}
     optimizer = torch.load(folder / "optimizer.bin", weights_only=True)["state"]
     return state | {f"adam.{i}.{k}": v for i, s in optimizer.items() for k, v in s.items()}
 
 
-def compare(processes: int, folder: Path) -> None:
-    """Trains twice, once uninterrupted and once with ten kills, and asserts that the results are equal."""
-    rng = random.Random(processes)
+def compare(processes: int, kills: int, folder: Path) -> None:
+    """Trains twice, once uninterrupted and once with kills, and asserts that the results are equal."""
+    rng, steps = random.Random(processes), kills * STEPS_A_KILL
     started = time.perf_counter()
-    assert not any(process.wait() for process in launch(folder / "whole", processes))
+    assert not any(process.wait() for process in launch(folder / "whole", processes, steps))
     inside = 0
-    for number, moment in enumerate(rng.sample(MOMENTS, len(MOMENTS)), start=1):
+    moments = [MOMENTS[kill % len(MOMENTS)] for kill in range(kills)]
+    for number, moment in enumerate(rng.sample(moments, kills), start=1):
         before = unfinished(folder / "killed")
-        kill_at(moment, folder / "killed", processes, rng)
+        kill_at(moment, folder / "killed", processes, steps, rng)
         left = bool(unfinished(folder / "killed") - before)
         inside += left
         step = newest(folder / "killed")
         print(
             f"{processes:9} {number:5}  {moment:9} {step:15}  {'yes' if left else 'no'}", flush=True
         )
-    assert inside, "no kill came inside a save"
-    assert not any(process.wait() for process in launch(folder / "killed", processes))
-    whole, killed = final_state(folder / "whole"), final_state(folder / "killed")
+    assert inside or "saving" not in moments, "no kill came inside a save"
+    assert not any(process.wait() for process in launch(folder / "killed", processes, steps))
+    whole, killed = final_state(folder / "whole", steps), final_state(folder / "killed", steps)
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     seconds = time.perf_counter() - started
     print(
-        f"{processes:9}  {len(whole)} tensors after {STEPS} steps: all equal bit for bit ({seconds:.0f} s)"
+        f"{processes:9}  {len(whole)} tensors after {steps} steps and {kills} kills, {inside} of them inside a save: "
+        f"all equal bit for bit ({seconds:.0f} s)",
+        flush=True,
     )
 
 
-if len(sys.argv) > 1:
-    train(sys.argv[1])
+if sys.argv[1:2] == ["--train"]:
+    train(sys.argv[2], int(sys.argv[3]))
 else:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=10, help="for each number of processes")
+    kills = parser.parse_args().kills
     print("processes  kill  while     last good step  inside a save")
     with tempfile.TemporaryDirectory() as temporary:
         for processes in (1, 2):
-            compare(processes, Path(temporary) / str(processes))
+            compare(processes, kills, Path(temporary) / str(processes))

@@ -35,6 +35,7 @@ class TrainerConfig:
 
     Raises:
         ValueError: for a value out of range.
+        TypeError: for one of another type.
     """
 
     steps: int
@@ -53,13 +54,29 @@ class TrainerConfig:
     resume: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "save_every", "keep"):
+        for name in ("steps", "log_every", "save_every", "keep", "warmup", "seed"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is None and name == "save_every":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(
+                    f"`{name}` must be an int; got {value!r}. Write int(...) around it."
+                )
+            if value < 1 and name not in ("warmup", "seed"):
                 raise ValueError(f"`{name}` must be at least 1; got {value}.")
+        for name in ("lr", "weight_decay", "grad_clip", "ema_decay"):
+            value = getattr(self, name)
+            if value is None and name in ("grad_clip", "ema_decay"):
+                continue
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise TypeError(
+                    f"`{name}` must be a float; got {value!r}. Write float(...) around it."
+                )
+        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
+            raise TypeError(f"`betas` must be a pair of floats; got {self.betas!r}.")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"`lr` must be positive and finite; got {self.lr}.")
-        if not all(0 <= beta < 1 for beta in self.betas):
+        if not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"`betas` must lie in [0, 1); got {self.betas}.")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(
@@ -81,8 +98,8 @@ class TrainerConfig:
             raise ValueError(
                 f"`ema_decay` must lie in (0, 1), or be None for no average; got {self.ema_decay}."
             )
-        if self.seed < 0:
-            raise ValueError(f"`seed` must not be negative; got {self.seed}.")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"`seed` must not be negative, and be below 2**64; got {self.seed}.")
 
     def lr_factor(self, step: int) -> float:
         """The learning rate of optimiser step `step`, counted from 0, as a fraction of `lr`."""

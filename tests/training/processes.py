@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from fm_ext.training import NonFiniteLossError, Trainer, TrainerConfig
+from fm_ext.training import CheckpointError, NonFiniteLossError, Trainer, TrainerConfig
 
 os.fsync = lambda descriptor: None  # no power cut will come
 output_dir = Path(sys.argv[1])
@@ -95,6 +95,39 @@ try:
     bad.fit()
 except NonFiniteLossError as error:
     result["error"] = str(error)
+
+full = make("full", save_every=2)
+save_state = accelerator.save_state
+
+
+def fail_on_one(folder: str) -> None:
+    if (full.step, rank) == (4, 1):
+        raise OSError(28, "No space left on device")
+    save_state(folder)
+
+
+accelerator.save_state = fail_on_one
+try:
+    full.fit()
+except CheckpointError as error:
+    result["failed_save"] = str(error)
+accelerator.save_state = save_state
+result["left"] = sorted(path.name for path in (output_dir / "full").iterdir())
+
+if rank == 0:
+    (output_dir / "file").write_text("in the way")
+blocked = make("file")
+try:
+    blocked.fit()
+except ValueError as error:
+    result["blocked"] = str(error)
+
+data = TensorDataset(data.tensors[0].flip(0), data.tensors[1])
+other = make("whole", steps=9)
+try:
+    other.fit()
+except ValueError as error:
+    result["other_data"] = str(error)
 
 accelerator.log = Accelerator.log.__get__(accelerator)
 stopped = make("stopped")

@@ -49,3 +49,27 @@ def test_warmup_may_be_the_whole_run() -> None:
 def test_settings_out_of_range(untyped, setting, match) -> None:
     with pytest.raises(ValueError, match=match):
         TrainerConfig(**{"steps": 10, **setting})
+
+
+@pytest.mark.parametrize(
+    ("setting", "match"),
+    [
+        ({"steps": 2.5}, r"`steps` must be an int; got 2.5"),  # would never be reached
+        ({"keep": True}, r"`keep` must be an int; got True"),
+        ({"seed": "0"}, r"`seed` must be an int; got '0'"),
+        ({"lr": "1e-3"}, r"`lr` must be a float; got '1e-3'"),
+        ({"betas": 0.9}, r"`betas` must be a pair of floats; got 0.9"),
+    ],
+)
+def test_settings_of_another_type(untyped, setting, match) -> None:
+    with pytest.raises(TypeError, match=match):
+        TrainerConfig(**{"steps": 10, **setting})
+    ((name, value),) = setting.items()
+    if name in ("steps", "seed", "lr"):  # the advice
+        TrainerConfig(**{"steps": 10, name: (float if name == "lr" else int)(value)})
+
+
+def test_seeds_are_those_that_torch_takes(untyped) -> None:
+    TrainerConfig(steps=1, seed=2**64 - 1)
+    with pytest.raises(ValueError, match=r"`seed` must .* below 2\*\*64"):
+        TrainerConfig(steps=1, seed=2**64)

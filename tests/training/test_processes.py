@@ -81,6 +81,23 @@ def test_a_loss_that_is_not_finite_on_one_stops_all(results) -> None:
         assert "step_00000002" in result["error"]
 
 
+def test_a_save_that_fails_on_one_is_told_to_all(results) -> None:
+    for result in results:
+        assert "process 1: OSError: [Errno 28] No space left" in result["failed_save"]
+        assert "the last good checkpoint is" in result["failed_save"]
+        assert result["left"] == ["step_00000002"]
+
+
+def test_a_folder_that_the_main_process_cannot_write_to_is_told_to_all(results) -> None:
+    for result in results:
+        assert "process 0: FileExistsError" in result["blocked"]
+
+
+def test_other_data_are_refused_on_all(results) -> None:
+    for result in results:
+        assert "`loader` must yield the data" in result["other_data"]
+
+
 def test_sigterm_to_one_stops_all_at_the_same_step(folder, results) -> None:
     for result in results:
         assert (result["stopped_at"], result["exit_status"]) == (5, 143)

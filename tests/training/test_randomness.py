@@ -14,7 +14,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from fm_ext.training.randomness import derive_seed, seed_epoch, seed_micro_step
+from fm_ext.training.resume import derive_seed, seed_epoch, seed_micro_step
 
 CPU = torch.device("cpu")
 DATA = TensorDataset(torch.arange(24))

@@ -1,8 +1,12 @@
+import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,12 +14,23 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
-from fm_ext.training import latest_checkpoint
+from fm_ext.training import latest_checkpoint, load_weights
 from fm_ext.training.checkpoint import find_checkpoint
+from fm_ext.training.resume import fingerprint, similar
 
 DATA = TensorDataset(torch.randn(22, 3, generator=torch.Generator().manual_seed(2)))
+
+
+class Permuted(Sampler[int]):
+    """Draws its order from the default generator."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(len(DATA)).tolist())
+
+    def __len__(self) -> int:
+        return len(DATA)
 
 
 def equal(a: dict, b: dict) -> None:
@@ -48,13 +63,30 @@ def test_resumed_is_uninterrupted(
         equal(everything(resumed), expected)
 
 
-@pytest.mark.parametrize("kind", ["workers", "generator", "sequential"])
+@pytest.mark.parametrize(
+    "kind",
+    ["workers", "persistent", "persistent with a generator", "own", "generator", "sequential"],
+)
 def test_resumed_is_uninterrupted_for_other_loaders(
     make_trainer, everything, keep_only, tmp_path, kind
 ) -> None:
     def loader() -> DataLoader:
         return {
             "workers": lambda: DataLoader(DATA, 4, shuffle=True, num_workers=1),
+            "persistent": lambda: DataLoader(
+                DATA, 4, shuffle=True, num_workers=1, persistent_workers=True
+            ),
+            "persistent with a generator": lambda: DataLoader(
+                DATA,
+                4,
+                shuffle=True,
+                generator=torch.Generator(),
+                num_workers=1,
+                persistent_workers=True,
+            ),
+            "own": lambda: DataLoader(
+                DATA, 4, sampler=Permuted(), num_workers=1, persistent_workers=True
+            ),
             "generator": lambda: DataLoader(DATA, 4, shuffle=True, generator=torch.Generator()),
             "sequential": lambda: DataLoader(DATA, 4, drop_last=True),
         }[kind]()
@@ -137,7 +169,7 @@ def test_the_schedule_of_a_longer_run(make_trainer, tmp_path) -> None:
         ({"ema_decay": None}, "`ema_decay` is None"),
         (
             {"loader": DataLoader(DATA, 5, shuffle=True)},
-            "`batches_per_epoch` is 5, .* 6.*same data",
+            "`batch_size` is 5, but .* with 4.*batches of the same size",
         ),
         ({"accelerator": {"gradient_accumulation_steps": 2}}, "`gradient_accumulation_steps` is 2"),
         ({"accelerator": {"mixed_precision": "bf16"}}, "`mixed_precision` is bf16"),
@@ -158,6 +190,138 @@ def test_another_number_of_processes_is_refused(make_trainer, tmp_path) -> None:
     manifest.write_text(manifest.read_text().replace('"processes": 1', '"processes": 4'))
     with pytest.raises(ValueError, match=r"`processes` is 1, .*--num_processes 4"):
         make_trainer(output_dir=tmp_path).fit()
+
+
+OTHER = TensorDataset(torch.randn(22, 3, generator=torch.Generator().manual_seed(3)))
+LONGER = TensorDataset(torch.cat([DATA.tensors[0], torch.zeros(2, 3)]))
+
+
+class Stream(IterableDataset[list[torch.Tensor]]):
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+        return iter([row] for row in self.rows)
+
+
+class Noisy(Dataset[list[torch.Tensor]]):
+    """Draws random numbers of its own."""
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        return [DATA[index][0] + random.random()]
+
+    def __len__(self) -> int:
+        return len(DATA)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "match"),
+    [
+        ((DATA, 4), (OTHER, 4), "`loader` must yield the data .*step_00000010 was trained with"),
+        ((DATA, 4), (LONGER, 4), "`rows` is 24, but .* with 22"),
+        ((DATA, 5), (LONGER, 6), "`batch_size` is 6, but .* with 5"),
+        ((Stream(DATA.tensors[0]), 4), (Stream(OTHER.tensors[0]), 4), "`loader` must yield the"),
+        ((Stream(DATA.tensors[0]), 4), (Stream(DATA.tensors[0]), 5), "`batch_size` is 5"),
+    ],
+)
+def test_other_data_are_refused(make_trainer, tmp_path, first, second, match) -> None:
+    def fit(data: Dataset, batch_size: int, steps: int) -> None:
+        shuffle = not isinstance(data, IterableDataset)
+        loader = DataLoader(data, batch_size, shuffle=shuffle)
+        make_trainer(loader=loader, steps=steps, output_dir=tmp_path).fit()
+
+    fit(*first, 10)
+    with pytest.raises(ValueError, match=match):
+        fit(*second, 12)
+    fit(*first, 12)
+
+
+def test_batches_of_another_shape_from_a_stream_of_batches(make_trainer, tmp_path) -> None:
+    def loader(size: int) -> DataLoader:
+        batches = [[part] for part in DATA.tensors[0].split(size)]
+        return DataLoader(Stream(batches), batch_size=None)
+
+    def loss(model: nn.Module, batch: list) -> torch.Tensor:
+        return model(batch[0][0]).square().mean()
+
+    make_trainer(loader=loader(4), loss=loss, output_dir=tmp_path).fit()
+    with pytest.raises(ValueError, match="`loader` must yield the data"):
+        make_trainer(loader=loader(5), loss=loss, steps=12, output_dir=tmp_path).fit()
+
+
+def test_data_that_are_rounded_otherwise_or_are_random_are_the_same_data(
+    make_trainer, tmp_path
+) -> None:
+    rounded = TensorDataset(DATA.tensors[0] * (1 + 1e-3))  # as by another decoder of images
+    for number, (first, second) in enumerate([(DATA, rounded), (Noisy(), Noisy())]):
+        for steps, data in ((10, first), (12, second)):
+            trainer = make_trainer(
+                loader=DataLoader(data, 4, shuffle=True),
+                steps=steps,
+                output_dir=tmp_path / str(number),
+            )
+            trainer.fit()
+            assert trainer.step == steps
+
+
+@pytest.mark.parametrize("shift", [0.0, 300.0])  # values far from 0 are told apart by how they vary
+def test_fingerprints(generator, shift) -> None:
+    images = shift + torch.rand(16, 3, 32, 32, generator=generator)
+    labels = torch.randint(10, (16,), generator=generator)
+    batch = {"image": images, "label": labels}
+    known = fingerprint(batch)
+    assert json.loads(json.dumps(known)) == known
+    assert similar(known, fingerprint({"label": labels.clone(), "image": images.double()}))
+    assert similar(known, fingerprint({"image": images + 1e-3, "label": labels}))
+    one_other = images.clone()
+    one_other[3] = shift + torch.rand(3, 32, 32, generator=generator)
+    for other in (
+        {"image": one_other, "label": labels},
+        {"image": images, "label": labels.roll(1)},
+        {"image": images[:8], "label": labels[:8]},
+        {"image": images},
+    ):
+        assert not similar(known, fingerprint(other))
+    assert fingerprint(["text", 3, None]) == []
+    assert similar(fingerprint(torch.zeros(0, 3)), fingerprint(torch.zeros(0, 3)))
+
+
+class Two(nn.Module):
+    """Two layers of the same shape, in one or the other order."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        for name in names:
+            self.add_module(name, nn.Linear(3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x) + self.b(x)
+
+
+def test_what_is_optimised_must_be_the_same(make_trainer, everything, tmp_path) -> None:
+    def make(model: nn.Module, **settings) -> object:
+        return make_trainer(model=model, output_dir=tmp_path, **settings)
+
+    def frozen(name: str) -> nn.Module:
+        model = Two("a", "b")
+        model.get_submodule(name).requires_grad_(False)
+        return model
+
+    make(frozen("a")).fit()
+    manifest = json.loads((latest_checkpoint(tmp_path) / "trainer.json").read_text())
+    assert manifest["optimised"] == {"b.weight": "(3, 3) float32", "b.bias": "(3,) float32"}
+    with pytest.raises(ValueError, match=r"same layers frozen; .*b.weight is not among them and"):
+        make(frozen("b"), steps=12).fit()
+    with pytest.raises(ValueError, match=r"a.weight is \(3, 3\) float32 and was not among them"):
+        make(Two("a", "b"), steps=12).fit()
+    make(frozen("a"), steps=12).fit()
+    shutil.rmtree(tmp_path)
+    make(Two("a", "b")).fit()
+    with pytest.raises(ValueError, match="they are in another order"):
+        make(Two("b", "a"), steps=12).fit()
+    fresh = Two("b", "a")
+    load_weights(tmp_path, fresh)  # the advice: a new run from these weights
+    make_trainer(model=fresh, output_dir=tmp_path / "new").fit()
 
 
 @pytest.mark.parametrize("call", [7, 8])

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
 from fm_ext.training import NonFiniteLossError, Trainer, TrainerConfig
-from fm_ext.training.randomness import seed_micro_step
+from fm_ext.training.resume import seed_micro_step
 
 CPU = torch.device("cpu")
 
