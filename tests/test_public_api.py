@@ -52,6 +52,7 @@ API = {
     ],
     "fm_ext.models": [
         "MLP",
+        "EmpiricalVelocityModel",
         "GuidedVelocityModel",
         "MaskedVelocityModel",
         "PredictionVelocityModel",
