@@ -32,6 +32,7 @@ class Problem:
         extras: handed to the model.
         dtype: what the model gets its state in.
         progress: whether to show a progress bar.
+        copies: fills of each image; row `copy * images + image` is one of them.
 
     Attributes:
         plain: whether the model's $X_0$ is $N(0, I)$ and independent, so that fresh noise is as good as any.
@@ -51,6 +52,7 @@ class Problem:
         extras: dict[str, object],
         dtype: torch.dtype,
         progress: bool,
+        copies: int = 1,
     ):
         self.model, self.y, self.known = model, y, known
         self.noise_std, self.steps, self.source, self.generator = (
@@ -59,7 +61,7 @@ class Problem:
             source,
             generator,
         )
-        self.extras, self.dtype, self.progress = extras, dtype, progress
+        self.extras, self.dtype, self.progress, self.copies = extras, dtype, progress, copies
         self.plain = source is None and not coupled
         self.nfe = self.gradients = 0
 

@@ -8,6 +8,7 @@ from fm_ext.solver.inpainting.guided import OTODE, MomentMatching
 from fm_ext.solver.inpainting.method import Method
 from fm_ext.solver.inpainting.renoising import Flower, PnPFlow
 from fm_ext.solver.inpainting.replacement import RePaint, Replace, RestoraFlow
+from fm_ext.solver.inpainting.twisted import TwistedSMC
 
 METHODS: dict[str, type[Method]] = {
     "d_flow": DFlow,
@@ -18,6 +19,7 @@ METHODS: dict[str, type[Method]] = {
     "repaint": RePaint,
     "replace": Replace,
     "restora": RestoraFlow,
+    "twisted_smc": TwistedSMC,
 }
 
 

@@ -20,7 +20,7 @@ from fm_ext.solver.keywords import INPAINTING_ALIASES, check_extras
 
 
 class InpaintingSolver(Solver):
-    r"""Completes images with any velocity model, by one of eight published methods; no training, no mask channel.
+    r"""Completes images with any velocity model, by one of nine published methods; no training, no mask channel.
 
     All are written for the straight path, $X_t = t\,X_1 + (1 - t)\,X_0$; a model of another schedule is asked
     through `ScheduleTransformedModel`, which knows the same $E[X_1 \mid X_t]$. So the formulas are the papers' own,
@@ -30,6 +30,8 @@ class InpaintingSolver(Solver):
     |-------------------|---------------------------------------------------|-------|-------------------------------|
     | "moment_matching" | `products` 4, `start` 0.1, `eta` 1,               | yes   | independent, Gaussian source  |
     |                   | `linear_solver` "gmres"                           |       |                               |
+    | "twisted_smc"     | `products` 6, `until` 0.35, `threshold` 0.5,       | yes   | independent, Gaussian source  |
+    |                   | `start` 0.1; weighs an image's fills              |       |                               |
     | "flower"          | `gamma` 1                                         | yes   | independent source            |
     | "ot_ode"          | `start` 0.2                                       | yes   | independent, Gaussian source  |
     | "pnp"             | `step` 1, `exponent` 0.5, `averages` 1            | yes   | independent source            |
@@ -155,6 +157,7 @@ class InpaintingSolver(Solver):
                 extras=map_extras(model_extras, ready),
                 dtype=image.dtype,
                 progress=progress,
+                copies=copies,
             )
             filled = self.method.fill(problem).to(image.dtype)
             self.nfe, self.gradients = problem.nfe, problem.gradients
