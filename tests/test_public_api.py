@@ -58,6 +58,7 @@ API = {
     ],
     "fm_ext.models": [
         "MLP",
+        "EmpiricalVelocityModel",
         "GuidedVelocityModel",
         "MaskedVelocityModel",
         "PredictionVelocityModel",

@@ -1,5 +1,6 @@
 """Networks, and `ModelWrapper`s that make any network a velocity model."""
 
+from fm_ext.models.empirical import EmpiricalVelocityModel
 from fm_ext.models.guidance import GuidedVelocityModel
 from fm_ext.models.masked import MaskedVelocityModel
 from fm_ext.models.mlp import MLP
@@ -10,6 +11,7 @@ from fm_ext.models.wrapper import UNetWrapper
 
 __all__ = [
     "MLP",
+    "EmpiricalVelocityModel",
     "GuidedVelocityModel",
     "MaskedVelocityModel",
     "PredictionVelocityModel",

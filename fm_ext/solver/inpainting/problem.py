@@ -36,6 +36,7 @@ class Problem:
         extras: handed to the model.
         dtype: what the model gets its state in.
         progress: whether to show a progress bar.
+        copies: fills of each image; row `copy * images + image` is one of them.
 
     Attributes:
         plain: whether the model's $X_0$ is $N(0, I)$ and independent, so that fresh noise is as good as any.
@@ -55,6 +56,7 @@ class Problem:
         extras: dict[str, Any],
         dtype: torch.dtype,
         progress: bool,
+        copies: int = 1,
     ):
         self.field, self.y, self.known = Field(model, extras, dtype), y, known
         self.noise_std, self.steps, self.source, self.generator = (
@@ -63,7 +65,7 @@ class Problem:
             source,
             generator,
         )
-        self.progress = progress
+        self.progress, self.copies = progress, copies
         self.plain = source is None and not coupled
         self.gradients = 0
 

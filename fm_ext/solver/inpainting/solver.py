@@ -22,6 +22,7 @@ from fm_ext.solver.inpainting.method import Method, check, real, whole
 from fm_ext.solver.inpainting.problem import Problem, Source
 from fm_ext.solver.inpainting.renoising import Flower, PnPFlow
 from fm_ext.solver.inpainting.replacement import RePaint, Replace, RestoraFlow
+from fm_ext.solver.inpainting.twisted import TwistedSMC
 from fm_ext.utils.inputs import check_extras, check_mask, is_wrapper, map_samples, map_tensors
 
 METHODS: dict[str, type[Method]] = {
@@ -33,11 +34,12 @@ METHODS: dict[str, type[Method]] = {
     "repaint": RePaint,
     "replace": Replace,
     "restora": RestoraFlow,
+    "twisted_smc": TwistedSMC,
 }
 
 
 class InpaintingSolver(Solver):
-    r"""Completes images with any velocity model, by one of eight published methods; no training, no mask channel.
+    r"""Completes images with any velocity model, by one of nine published methods; no training, no mask channel.
 
     All are written for the straight path, $X_t = t\,X_1 + (1 - t)\,X_0$; a model of another schedule is asked
     through `ScheduleTransformedModel`, which knows the same $E[X_1 \mid X_t]$. So the formulas are the papers' own,
@@ -47,6 +49,8 @@ class InpaintingSolver(Solver):
     |-------------------|---------------------------------------------------|-------|-------------------------------|
     | "moment_matching" | `products` 4, `start` 0.1, `eta` 1,               | yes   | independent, Gaussian source  |
     |                   | `linear_solver` "gmres"                           |       |                               |
+    | "twisted_smc"     | `products` 6, `until` 0.35, `threshold` 0.5,       | yes   | independent, Gaussian source  |
+    |                   | `start` 0.1; weighs an image's fills              |       |                               |
     | "flower"          | `gamma` 1                                         | yes   | independent source            |
     | "ot_ode"          | `start` 0.2                                       | yes   | independent, Gaussian source  |
     | "pnp"             | `step` 1, `exponent` 0.5, `averages` 1            | yes   | independent source            |
@@ -170,6 +174,7 @@ class InpaintingSolver(Solver):
                 extras=extras,
                 dtype=image.dtype,
                 progress=progress,
+                copies=copies,
             )
             filled = self.method.fill(problem).to(image.dtype)
             self.nfe, self.gradients = problem.nfe, problem.gradients
