@@ -16,12 +16,12 @@ import torch
 from flow_matching.path import CondOTProbPath
 
 from fm_ext.data import image_loader, load_images
-from fm_ext.loss import velocity_loss
+from fm_ext.loss import LogitNormalTime, velocity_loss
 from fm_ext.metrics import FeatureMetrics, bootstrap, class_balance, classifier
 from fm_ext.models import GuidedVelocityModel, UNet, UNetWrapper
 from fm_ext.sampling import draw_samples
 from fm_ext.solver import ODESolver
-from fm_ext.training import LogitNormalTime, Trainer, TrainerConfig, auto_accelerator, leave_to_main
+from fm_ext.training import Trainer, TrainerConfig, auto_accelerator, leave_to_main
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parent / "data" / "mnist")

@@ -18,12 +18,12 @@ from torchvision.utils import make_grid
 
 from fm_ext.coupling import IndependentCoupling, NoisySource, OptimalTransport
 from fm_ext.data import image_pair_loader, load_images
-from fm_ext.loss import velocity_loss
+from fm_ext.loss import UniformTime, velocity_loss
 from fm_ext.metrics import bootstrap, class_entropy, classifier, frechet_distance
 from fm_ext.models import SmallUNet, UNetWrapper
 from fm_ext.path import CoupledProbPath
 from fm_ext.solver import ODESolver
-from fm_ext.training import Trainer, TrainerConfig, UniformTime, auto_accelerator, leave_to_main
+from fm_ext.training import Trainer, TrainerConfig, auto_accelerator, leave_to_main
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DATA = Path(__file__).parent / "data"

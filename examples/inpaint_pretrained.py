@@ -18,13 +18,13 @@ from flow_matching.path.scheduler import CondOTScheduler
 from torchvision.utils import make_grid
 
 from fm_ext.data import image_loader, load_images
-from fm_ext.loss import velocity_loss
+from fm_ext.loss import UniformTime, velocity_loss
 from fm_ext.mask import CenterBox, Hybrid, Irregular, RandomBox
 from fm_ext.metrics import classifier, fill_diversity, hole_psnr, hole_ssim
 from fm_ext.models import MaskedVelocityModel, UNet, UNetWrapper
 from fm_ext.path import MaskedProbPath
 from fm_ext.solver import InpaintingSolver, ODESolver
-from fm_ext.training import Trainer, TrainerConfig, UniformTime, auto_accelerator, leave_to_main
+from fm_ext.training import Trainer, TrainerConfig, auto_accelerator, leave_to_main
 
 METHODS = "moment_matching flower ot_ode pnp restora repaint replace d_flow".split()
 MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, Irregular, Hybrid)}

@@ -20,13 +20,13 @@ from flow_matching.solver import ODESolver
 from torchvision.utils import make_grid
 
 from fm_ext.data import image_loader, load_images
-from fm_ext.loss import velocity_loss
+from fm_ext.loss import UniformTime, velocity_loss
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
 from fm_ext.metrics import hole_psnr, hole_ssim
 from fm_ext.models import MaskedVelocityModel, UNet, UNetWrapper
 from fm_ext.path import MaskedProbPath
 from fm_ext.sampling import to_uint8
-from fm_ext.training import Trainer, TrainerConfig, UniformTime, auto_accelerator, leave_to_main
+from fm_ext.training import Trainer, TrainerConfig, auto_accelerator, leave_to_main
 
 MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, FreeForm, Irregular, Hybrid)}
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"

@@ -16,10 +16,11 @@ from flow_matching.solver import ODESolver
 from torch import nn
 
 from fm_ext.coupling import IndependentCoupling, OptimalTransport
-from fm_ext.data import pair_loader, simulate_pairs
+from fm_ext.data import pair_loader, write_pairs
 from fm_ext.loss import velocity_loss
 from fm_ext.models import MLP
 from fm_ext.path import CoupledProbPath
+from fm_ext.solver import simulate_pairs
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 TRAINING_STEPS, SAMPLES, PAIRS = (20, 100, 512) if SMOKE else (3000, 2000, 40 * 512)
@@ -96,7 +97,7 @@ for name in ("independent", "OT, class ignored", "OT within classes"):
 # ---- reflow: train on (x_0, ODE(x_0)) of the independent flow --------------------------------
 with tempfile.TemporaryDirectory() as folder:
     sources = [{"x_0": gaussians(512), "label": moons(512)[1]} for _ in range(PAIRS // 512)]
-    simulate_pairs(flows["independent"], sources, folder)
+    write_pairs(simulate_pairs(flows["independent"], sources), folder)
     (pairs,) = pair_loader(folder, batch_size=PAIRS)  # few enough for one batch
 
 again = lambda i: (

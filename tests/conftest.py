@@ -6,10 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import jaxtyping
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+
+hypothesis.settings.register_profile("few", max_examples=25)
+hypothesis.settings.register_profile("thousand", max_examples=1000)  # run by hand
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
 
 def pytest_configure() -> None:

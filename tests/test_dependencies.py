@@ -1,29 +1,37 @@
 """The dependency rules of the house, proved in fresh interpreters."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
-HEAVY = (
-    "accelerate",
-    "datasets",
-    "torchvision",
-    "torchmetrics",
-    "matplotlib",
-    "diffusers",
-    "streamlit",
-)
-CORE = (
-    "fm_ext",
-    "fm_ext.coupling",
-    "fm_ext.loss",
-    "fm_ext.mask",
-    "fm_ext.models",
-    "fm_ext.path",
-    "fm_ext.solver",
-)
+import pytest
 
-
-ROOMS = ("data", "loss", "mask", "metrics", "models", "path", "sampling", "solver", "training")
+FRAMEWORKS = {"accelerate", "datasets", "torchvision", "torchmetrics", "matplotlib", "diffusers"}
+ALLOWED = {  # the rooms that importing a room imports, itself left out
+    "utils": set(),
+    "mask": {"utils"},
+    "coupling": {"mask", "utils"},
+    "path.scheduler": {
+        "path",
+        "coupling",
+        "mask",
+        "utils",
+    },  # Python imports the package `path` first
+    "path": {"coupling", "mask", "utils"},
+    "loss": {"path", "coupling", "mask", "utils"},
+    "models": {"path", "coupling", "mask", "utils"},
+    "solver": {"models", "path", "coupling", "mask", "utils"},
+    "metrics": {"mask", "utils"},
+    "sampling": set(),
+    "data": set(),
+    "training": set(),
+}
+HEAVY = {
+    "metrics": {"torchmetrics"},
+    "data": {"datasets", "torchvision"},
+    "training": {"accelerate"},
+}
 
 
 def imported(statement: str) -> set[str]:
@@ -32,22 +40,37 @@ def imported(statement: str) -> set[str]:
     return set(run.stdout.split())
 
 
-def test_core_imports_no_framework() -> None:
-    names = imported("; ".join(f"import {name}" for name in CORE))
-    assert names.isdisjoint(HEAVY), names.intersection(HEAVY)
-
-
-def test_metrics_import_torchmetrics_and_masks() -> None:
-    """And no other room. What torchmetrics imports where it is installed (matplotlib, torchvision) is its affair."""
-    names = imported("import fm_ext.metrics")
-    assert names.isdisjoint({"accelerate", "datasets", "diffusers", "streamlit"})
-    assert not rooms(names) - {"metrics", "mask"}
-
-
-def test_sampling_knows_frameworks_and_no_science() -> None:
-    """It draws on processes and saves, so it imports accelerate and datasets; what it draws from is the caller's."""
-    assert rooms(imported("import fm_ext.sampling")) == {"sampling", "data"}
-
-
 def rooms(names: set[str]) -> set[str]:
-    return {room for room in ROOMS if f"fm_ext.{room}" in names}
+    return {name.split(".")[1] for name in names if name.startswith("fm_ext.")}
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_the_rooms_below_it_and_no_framework(room):
+    names = imported(f"import fm_ext.{room}")
+    found = rooms(names) - {room.split(".")[0]}
+    assert found <= ALLOWED[room], found - ALLOWED[room]
+    foreign = names.intersection(FRAMEWORKS)
+    if room not in HEAVY:  # what a framework imports where it is installed is its own affair
+        assert not foreign, foreign
+
+
+def test_drawing_samples_imports_accelerate_and_data_when_it_is_asked_for():
+    names = imported("from fm_ext.sampling import draw_samples, Samples")
+    assert "accelerate" in names and rooms(names) == {"sampling", "data"}
+
+
+def test_the_source_of_schedulers_names_no_other_room_than_utils(request):
+    folder = request.config.rootpath / "fm_ext" / "path" / "scheduler"
+    for file in folder.glob("*.py"):
+        named = set(
+            re.findall(r"^from fm_ext\.(\w+(?:\.scheduler)?)", file.read_text(), re.MULTILINE)
+        )
+        assert named <= {"utils", "path.scheduler"}, file.name
+
+
+def test_nothing_imports_the_examples_and_upstream_is_used_by_its_public_names(request):
+    root: Path = request.config.rootpath
+    for file in (root / "fm_ext").rglob("*.py"):
+        source = file.read_text()
+        assert not re.search(r"^(from|import) examples", source, re.MULTILINE), file
+        assert not re.search(r"from flow_matching\S* import \(?\s*_", source), file

@@ -20,7 +20,7 @@ import torch
 from torchcfm.optimal_transport import OTPlanSampler
 
 from fm_ext.coupling import GreedyTransport, OptimalTransport
-from fm_ext.coupling.cost import squared_distance
+from fm_ext.coupling.optimal_transport import squared_distance
 from fm_ext.data import load_images
 
 SIZES = [64, 128, 256, 512, 1024, 2048, 4096]

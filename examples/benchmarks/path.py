@@ -3,7 +3,8 @@
     python examples/benchmarks/path.py
 
 Prints the median time, the median over rounds of (upstream's time / this one's), page faults a call, and the bytes
-that a call allocates, in total and at its peak, in units of one batch N. Ratios of one interleaved run hold to about
+that a call allocates, in total and at its peak, in units of one batch N. Then the time of ours in blocks of calls,
+in units of the bare kernels of the same result. Ratios of one interleaved run hold to about
 10 %; times do not. Where calls fault, the time is the operating system's: an allocator that keeps its heap shows the
 arithmetic,
 
@@ -23,8 +24,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fm_ext.path import AffineProbPath, CondOTProbPath
-from fm_ext.path.scheduler import CosineScheduler, SigmoidScheduler
+from fm_ext.path import AffineProbPath, CondOTProbPath, MaskedProbPath
+from fm_ext.path.scheduler import CosineScheduler, SigmoidScheduler, VPScheduler
 
 SIZES = {(128, 2): 400, (128, 3, 32, 32): 200, (64, 3, 256, 256): 15}  # shape: rounds
 if os.getenv("FM_EXT_SMOKE") == "1":
@@ -98,3 +99,48 @@ for shape, rounds in SIZES.items():
         print(
             f"{name:17} {median:8.3f} ms {ratio:10.2f} {pages[name] / rounds:8.0f} {total:7.2f} N {peak:7.2f} N"
         )
+
+
+def against_bare_kernels(shape: tuple[int, ...], calls: int) -> None:
+    """Prints the processor time of `sample`, in blocks of calls, as multiples of its arithmetic's alone."""
+    x_0, x_1, t = torch.randn(shape), torch.randn(shape), torch.rand(shape[0])
+    wide = t.view(-1, *(1 for _ in shape[1:]))
+    mask = torch.rand(shape[0], 1, *shape[2:]) < 0.5
+    cosine, vp = AffineProbPath(CosineScheduler()), AffineProbPath(VPScheduler())
+    straight, masked = CondOTProbPath(), MaskedProbPath(CondOTProbPath())
+
+    def lerp_sub() -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.lerp(x_0, x_1, wide), x_1 - x_0
+
+    def mul_addcmul() -> tuple[
+        torch.Tensor, torch.Tensor
+    ]:  # what a schedule costs is counted as ours
+        return (wide * x_0).addcmul_(wide, x_1), (wide * x_0).addcmul_(wide, x_1)
+
+    def lerp_sub_where() -> tuple[torch.Tensor, torch.Tensor]:
+        x_t, dx_t = lerp_sub()
+        return torch.where(mask, x_t, x_1), torch.where(mask, dx_t, 0)
+
+    pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "CondOT": (lerp_sub, lambda: straight.sample(x_0, x_1, t)),
+        "Cosine": (mul_addcmul, lambda: cosine.sample(x_0, x_1, t)),
+        "VP": (mul_addcmul, lambda: vp.sample(x_0, x_1, t)),
+        "masked CondOT": (lerp_sub_where, lambda: masked.sample(x_0, x_1, t, mask=mask)),
+    }
+    for name, pair in pairs.items():
+        ratios: list[float] = []
+        for _ in range(9):
+            spent: list[float] = []
+            for call in pair:
+                call()
+                start = time.process_time()
+                for _ in range(calls):
+                    call()
+                spent.append(time.process_time() - start)
+            ratios.append(spent[1] / spent[0])
+        print(f"{'x'.join(map(str, shape)):17} {name:14} {statistics.median(ratios):6.2f}")
+
+
+print("\nin blocks of calls, times the bare kernels of the same result (median over blocks)")
+for shape, rounds in SIZES.items():
+    against_bare_kernels(shape, max(2, rounds // 5))

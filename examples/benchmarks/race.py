@@ -18,13 +18,13 @@ from flow_matching.path.scheduler import CondOTScheduler, Scheduler
 from flow_matching.solver import ODESolver
 from torch import Tensor, nn
 
-from fm_ext.loss import velocity_loss
+from fm_ext.loss import TimeSampler, UniformTime, velocity_loss
 from fm_ext.metrics import FeatureMetrics, class_balance, classifier
 from fm_ext.models import GuidedVelocityModel, PredictionVelocityModel, UNet, UNetWrapper
 from fm_ext.path.prediction import Prediction
 from fm_ext.sampling import Samples, draw_samples
 from fm_ext.solver import ExponentialSolver
-from fm_ext.training import ExponentialMovingAverage, TimeSampler, UniformTime
+from fm_ext.training import ExponentialMovingAverage
 from fm_ext.training.optimizer import make_optimizer
 
 Result = dict[str, Any]

@@ -23,9 +23,9 @@ import torch
 from race import LEAN, Log, Recipe, Run, draw, judge, race, unet
 
 from fm_ext.data import load_images
+from fm_ext.loss import LogitNormalTime, PowerTime, UniformTime
 from fm_ext.models import SmallUNet, UNet, UNetWrapper
 from fm_ext.path.scheduler import CosineScheduler
-from fm_ext.training import LogitNormalTime, PowerTime, UniformTime
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parents[1] / "data" / "mnist")

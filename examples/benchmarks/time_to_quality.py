@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torchcfm.models.unet import UNetModel
 
 from fm_ext.data import load_images
+from fm_ext.loss import LogitNormalTime, UniformTime
 from fm_ext.models import SmallUNet, UNetWrapper
-from fm_ext.training import LogitNormalTime, UniformTime
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parents[1] / "data" / "mnist")

@@ -1,13 +1,13 @@
 """A coupling of the batches of all processes."""
 
-from typing import Any, final
+from typing import final
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Int64, Shaped
+from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
-from fm_ext.coupling.coupling import Coupling
+from fm_ext.coupling.coupling import Coupling, check_conditions
 
 
 @final
@@ -38,34 +38,48 @@ class GatheredCoupling(Coupling):
                 "`coupling` must not gather itself: give the coupling that is inside of it."
             )
         self.coupling = coupling
-        self.takes = coupling.takes
+
+    @property
+    def keeps_pairs(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the coupling does."""
+        return self.coupling.keeps_pairs
 
     def __call__(
         self,
         x_0: Shaped[Tensor, " batch *dim"],
         x_1: Shaped[Tensor, " batch *dim"],
-        **conditions: Any,
+        *,
+        mask: Bool[Tensor, "..."] | None = None,
+        label: Shaped[Tensor, " batch"] | None = None,
+        condition: Shaped[Tensor, " batch ..."] | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Shaped[Tensor, " batch *dim"], Int64[Tensor, " batch"]]:
         """This process's share of the coupling of all rows; see [`Coupling`][fm_ext.coupling.Coupling].
 
         Args:
             x_0: sources of this process, `(batch, ...)`.
             x_1: targets of this process.
-            **conditions: handed to the coupling: tensors with a row a target are gathered, and so is a mask with one
-                row for all targets of a process; the rest, a generator for example, is the first process's.
+            mask: of this process's targets, or one for all of them.
+            label: of this process's targets.
+            condition: of this process's targets.
+            generator: the first process's is used.
 
         Returns:
             The sources of this process's targets, which may come from any process; and their rows in the batch of all
             processes, in the order of ranks.
 
         Raises:
-            ValueError: if the processes hold batches of different sizes, `x_0` requires a gradient, which cannot
-                flow back to other processes, or the coupling returns sources of another shape or dtype.
+            ValueError: if the processes hold batches of different sizes, a condition has not a row a target, `x_0`
+                requires a gradient, which cannot flow back to other processes, or the coupling returns sources of
+                another shape or dtype.
             Exception: what the coupling raises on the first process, there; on the others a ValueError or TypeError if
                 it is one, else a RuntimeError, with its message.
         """
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return self.coupling(x_0, x_1, **conditions)
+            return self.coupling(
+                x_0, x_1, mask=mask, label=label, condition=condition, generator=generator
+            )
+        mask = check_conditions(x_1, mask, label, condition)
         if x_0.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 "`x_0` must not require a gradient, which ends at the exchange between processes: x_0.detach()."
@@ -79,20 +93,19 @@ class GatheredCoupling(Coupling):
                 f"`x_1` must have as many rows on every process, has {smallest} to {largest}: drop the last, smaller "
                 "batch (drop_last=True)."
             )
-        mask = conditions.get("mask")
-        if isinstance(mask, Tensor) and mask.shape[:1] == (1,):
-            conditions["mask"] = mask.expand(batch, *mask.shape[1:])
-        for name, value in conditions.items():
-            if isinstance(value, Tensor) and value.shape[:1] == x_1.shape[:1]:
-                conditions[name] = _gather(value)
         everything = _gather(x_0), _gather(x_1)
+        mask, label, condition = (
+            None if rows is None else _gather(rows) for rows in (mask, label, condition)
+        )
         share = torch.empty(x_0.shape, dtype=x_0.dtype, device=x_0.device)
         index = torch.empty(batch, dtype=torch.int64, device=x_0.device)
         parts: tuple[list[Tensor], list[Tensor]] | tuple[None, None] = (None, None)
         failure: Exception | None = None
         if dist.get_rank() == 0:
             try:
-                paired, chosen = self.coupling(*everything, **conditions)
+                paired, chosen = self.coupling(
+                    *everything, mask=mask, label=label, condition=condition, generator=generator
+                )
                 _check_like(everything[0], "sources", paired)
                 _check_like(index.new_empty(len(paired)), "indices", chosen)
                 parts = list(paired.split(batch)), list(chosen.split(batch))
@@ -104,10 +117,18 @@ class GatheredCoupling(Coupling):
         return share, index
 
     def source(
-        self, x_0: Shaped[Tensor, " batch *dim"], generator: torch.Generator | None = None
+        self,
+        x_0: Shaped[Tensor, " batch *dim"],
+        *,
+        mask: Bool[Tensor, "..."] | None = None,
+        label: Shaped[Tensor, " batch"] | None = None,
+        condition: Shaped[Tensor, " batch ..."] | None = None,
+        generator: torch.Generator | None = None,
     ) -> Shaped[Tensor, " batch *dim"]:
         """What the coupling starts sampling from."""
-        return self.coupling.source(x_0, generator)
+        return self.coupling.source(
+            x_0, mask=mask, label=label, condition=condition, generator=generator
+        )
 
 
 def _check_like(expected: Tensor, what: str, got: Tensor) -> None:

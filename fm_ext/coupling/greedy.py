@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from fm_ext.coupling.transport import Cost, Transport
+from fm_ext.coupling.optimal_transport import Cost, Transport
 
 WISHES = 64
 """Rounds in which free sources are taken: most are after a few, unless the targets agree on which is the best."""
@@ -39,7 +39,7 @@ class GreedyTransport(Transport):
         rounds: int = 256,
         *,
         cost: Cost | None = None,
-        ratio: float = 0.2,
+        ratio: float | None = None,
         weight: float | None = None,
     ):
         super().__init__(cost=cost, ratio=ratio, weight=weight)

@@ -1,12 +1,13 @@
 """Noise in the source, without which one source can have only one target."""
 
-from typing import Any, final
+from typing import final
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
 from fm_ext.coupling.coupling import Coupling
+from fm_ext.utils.inputs import randn_like
 
 
 @final
@@ -21,8 +22,6 @@ class NoisySource(Coupling):
         std: s, in units of the data, not negative.
     """
 
-    takes = frozenset({"generator"})
-
     def __init__(self, std: float):
         if not 0 <= std < float("inf"):
             raise ValueError(f"`std` must be finite and not negative; got {std}.")
@@ -30,30 +29,41 @@ class NoisySource(Coupling):
 
     def __call__(
         self,
-        x_0: Float[Tensor, " batch *dim"],
-        x_1: Float[Tensor, " batch *dim"],
+        x_0: Shaped[Tensor, " batch *dim"],
+        x_1: Shaped[Tensor, " batch *dim"],
         *,
+        mask: Bool[Tensor, "..."] | None = None,
+        label: Shaped[Tensor, " batch"] | None = None,
+        condition: Shaped[Tensor, " batch ..."] | None = None,
         generator: torch.Generator | None = None,
-        **conditions: Any,
-    ) -> tuple[Float[Tensor, " batch *dim"], Int64[Tensor, " batch"]]:
+    ) -> tuple[Shaped[Tensor, " batch *dim"], Int64[Tensor, " batch"]]:
         """The sources with noise, in their order; see [`Coupling`][fm_ext.coupling.Coupling].
 
         Args:
             x_0: sources, `(batch, ...)`, floating point.
             x_1: targets; not looked at.
-            generator: source of the noise, on the device of `x_0`; the global one if None.
-            **conditions: ignored.
+            mask: not used; nor are `label` and `condition`.
+            label: see `mask`.
+            condition: see `mask`.
+            generator: source of the noise, drawn on its device and moved; the global one of `x_0`'s if None.
 
         Raises:
             TypeError: if `x_0` is not floating point.
         """
-        return self.source(x_0, generator), torch.arange(len(x_0), device=x_0.device)
+        return self.source(x_0, generator=generator), torch.arange(len(x_0), device=x_0.device)
 
     def source(
-        self, x_0: Float[Tensor, " batch *dim"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, " batch *dim"]:
+        self,
+        x_0: Shaped[Tensor, " batch *dim"],
+        *,
+        mask: Bool[Tensor, "..."] | None = None,
+        label: Shaped[Tensor, " batch"] | None = None,
+        condition: Shaped[Tensor, " batch ..."] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Shaped[Tensor, " batch *dim"]:
         """The sources with fresh noise."""
         if not x_0.is_floating_point():
-            raise TypeError(f"`x_0` must be floating point to take noise; got {x_0.dtype}.")
-        noise = torch.randn(x_0.shape, dtype=x_0.dtype, device=x_0.device, generator=generator)
-        return torch.add(x_0, noise, alpha=self.std)
+            raise TypeError(
+                f"`x_0` must be floating point to take noise; got {x_0.dtype}. Tokens take none: leave NoisySource out."
+            )
+        return torch.add(x_0, randn_like(x_0, generator), alpha=self.std)

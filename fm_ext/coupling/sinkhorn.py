@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from fm_ext.coupling.cost import above_minima
-from fm_ext.coupling.transport import Cost, Transport
+from fm_ext.coupling.optimal_transport import Cost, Transport, above_minima
 
 
 @final
@@ -51,7 +50,7 @@ class SinkhornTransport(Transport):
         tolerance: float = 0.01,
         max_iterations: int = 1000,
         cost: Cost | None = None,
-        ratio: float = 0.2,
+        ratio: float | None = None,
         weight: float | None = None,
     ):
         super().__init__(cost=cost, ratio=ratio, weight=weight)
@@ -73,7 +72,9 @@ class SinkhornTransport(Transport):
     ) -> Int64[Tensor, " n"]:
         """A source (column) for each target (row), drawn from the plan."""
         logits = self.log_plan(cost, data)
-        noise = torch.empty_like(logits).exponential_(generator=generator)
+        device = logits.device if generator is None else generator.device
+        noise = torch.empty(logits.shape, dtype=logits.dtype, device=device)
+        noise = noise.exponential_(generator=generator).to(logits.device)
         return (logits - noise.log()).argmax(1)  # Gumbel: argmax has the law softmax(logits)
 
     def log_plan(

@@ -1,14 +1,13 @@
 """HuggingFace data sets in, batches of tensors out."""
 
-from fm_ext.data.evaluation import load_images
 from fm_ext.data.image_pairs import image_pair_loader
-from fm_ext.data.loader import image_loader
-from fm_ext.data.pairs import pair_loader, simulate_pairs
+from fm_ext.data.loader import image_loader, load_images
+from fm_ext.data.pairs import pair_loader, write_pairs
 
 __all__ = [
     "image_loader",
     "image_pair_loader",
     "load_images",
     "pair_loader",
-    "simulate_pairs",
+    "write_pairs",
 ]

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fm_ext.data.dataset import ImageDataset
-from fm_ext.data.loader import ImageLoader, image_loader, make_loader
-from fm_ext.data.sampler import EpochSampler
+from fm_ext.data.images import ImageDataset, StreamImageDataset
+from fm_ext.data.loader import ImageLoader, check_fills, image_loader
+from fm_ext.data.order import EpochSampler
 from fm_ext.data.source import Source
-from fm_ext.data.stream import StreamImageDataset
 
 
 def image_pair_loader(
@@ -48,12 +47,12 @@ def image_pair_loader(
             when they end, and with each epoch.
         seed: of order, pairs and augmentation, not negative.
         drop_last: whether the rows that do not fill the last batch are left out; None: when shuffling.
-        **options: of `image_loader`, for both sides: `split`, `size`, `channels`, `flip`, `crop`, `label_column`,
-            `in_memory`, `device`, `num_workers`, and `on_error` for unpaired data.
+        **options: of `image_loader`, for both sides: `split`, `size`, `channels`, `flip`, `crop`, `pixel_range`,
+            `label_column`, `in_memory`, `device`, `num_workers`, `on_error`, and `streaming` for paired data.
 
     Raises:
-        ValueError: as `image_loader`; also for streams, for paired data without two different columns, and for
-            `on_error="skip"` on paired data, where a row left out on one side would shift the pairs.
+        ValueError: as `image_loader`; also for two data sets of which one is a stream, for paired data without two
+            different columns, and for a pair of two aspect ratios that `crop` would cut apart.
         TypeError: as `image_loader`; also for `image_column`, which each side has of its own.
     """
     if "image_column" in options:
@@ -61,41 +60,34 @@ def image_pair_loader(
             "`image_column` must be given once a side, as `source_column` and `target_column`; "
             f"got {options['image_column']!r}."
         )
-    paired = target is None
-    if paired and (
-        source_column is None or target_column is None or source_column == target_column
-    ):
-        raise ValueError(
-            "`source_column` and `target_column` must be two image columns of a data set of pairs; "
-            f"got {source_column!r} and {target_column!r}. Fix: name both, or give a `target`."
-        )
-    if paired and options.get("on_error") == "skip":
-        raise ValueError('`on_error` must be "raise" for paired data; got "skip".')
-    each = {
-        **options,
-        "batch_size": batch_size,
-        "shuffle": shuffle,
-        "seed": seed,
-        "drop_last": False,
-    }
-    left_options = {**each, "label_column": False} if paired else each
-    left = image_loader(source, image_column=source_column, **left_options)
-    right = image_loader(source if target is None else target, image_column=target_column, **each)
+    order = {"batch_size": batch_size, "shuffle": shuffle, "seed": seed}
+    if target is None:
+        if source_column is None or target_column is None or source_column == target_column:
+            raise ValueError(
+                "`source_column` and `target_column` must be two image columns of a data set of pairs; "
+                f"got {source_column!r} and {target_column!r}. Fix: name both, or give a `target`."
+            )
+        columns = {"source": source_column, "image": target_column}
+        return image_loader(source, image_column=columns, drop_last=drop_last, **order, **options)
+    left, right = (
+        image_loader(data, image_column=column, drop_last=False, **order, **options)
+        for data, column in ((source, source_column), (target, target_column))
+    )
     if any(isinstance(side.dataset, StreamImageDataset) for side in (left, right)):
         raise ValueError(
-            "`streaming` must be False for pairs, and neither side a stream: their order needs the numbers of rows. "
+            "`streaming` must be False for two data sets, and neither a stream: their order needs the numbers of rows. "
             "Fix: `datasets.Dataset.from_generator`, or two `image_loader`s of streams."
         )
-    dataset = ImagePairDataset(left.dataset, right.dataset, paired=paired, shuffle=shuffle)
+    dataset = ImagePairDataset(left.dataset, right.dataset)
     drop_last = shuffle if drop_last is None else drop_last
-    if drop_last and len(dataset) < batch_size:
-        raise ValueError(
-            f"`batch_size` must not exceed the {len(dataset)} targets when the last batch is dropped, got "
-            f"{batch_size}. Fix: a smaller one, or `drop_last=False`."
-        )
-    workers = max(left.num_workers, right.num_workers)
-    sampler = EpochSampler(dataset, shuffle=shuffle)
-    return make_loader(dataset, sampler, batch_size, drop_last, workers)
+    check_fills(len(dataset), right.batch_size or 1, drop_last)
+    return ImageLoader(
+        dataset,
+        EpochSampler(dataset),
+        batch_size=right.batch_size or 1,
+        drop_last=drop_last,
+        num_workers=max(left.num_workers, right.num_workers),
+    )
 
 
 class ImagePairDataset(ImageDataset):
@@ -108,20 +100,20 @@ class ImagePairDataset(ImageDataset):
     Args:
         source: the sources.
         target: the targets, whose seed, shape and classes are those of the pairs.
-        paired: whether row i belongs to row i.
-        shuffle: whether the order of the sources is random.
     """
 
-    def __init__(self, source: ImageDataset, target: ImageDataset, *, paired: bool, shuffle: bool):
-        super().__init__(
-            shape=target.shape, classes=target.classes, seed=target.seed, flip=target.flip
-        )
+    def __init__(self, source: ImageDataset, target: ImageDataset):
+        super().__init__(target.recipe)
         self.in_memory = source.in_memory and target.in_memory
-        self.source, self.target, self.paired, self.shuffle = source, target, paired, shuffle
+        self.source, self.target = source, target
 
     @property
     def skipped(self) -> int:
         return self.source.skipped + self.target.skipped
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**self.target.identity, "source": self.source.identity}
 
     def __len__(self) -> int:
         return len(self.target)  # pyright: ignore[reportArgumentType]
@@ -135,8 +127,6 @@ class ImagePairDataset(ImageDataset):
         return batch
 
     def _sources(self, numbers: np.ndarray) -> np.ndarray:
-        if self.paired:
-            return numbers
         rows: int = len(self.source)  # pyright: ignore[reportArgumentType]
         if not self.shuffle:
             return numbers // len(self) * rows + numbers % len(self) % rows

@@ -1,4 +1,4 @@
-"""Pairs of source and target on disk: what a trained flow makes of noise, to train the next one on."""
+"""Pairs of source and target on disk, written and read."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -9,13 +9,13 @@ import datasets
 import numpy as np
 import torch
 import torch.distributed as dist
-from flow_matching.solver import ODESolver
-from pyarrow import compute
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from pyarrow import compute, types
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from fm_ext.data.sampler import EpochSampler
-from fm_ext.data.source import check
+from fm_ext.data.loader import EpochLoader, check_fills
+from fm_ext.data.order import EpochDataset, EpochSampler
+from fm_ext.data.source import fingerprint, sampled_rows, whole
 
 SHARD = 10_000
 """Rows of a file, at least, but for the last one."""
@@ -24,73 +24,49 @@ UNFINISHED = "unfinished-"
 """What a file is called, with the rank behind, as long as a process has pairs to write."""
 
 
-def simulate_pairs(
-    velocity_model: nn.Module,
-    sources: Iterable[Mapping[str, Tensor]],
-    folder: str | os.PathLike,
-    *,
-    method: str = "midpoint",
-    step_size: float | None = 0.02,
-) -> int:
-    r"""Solves the ODE from every source and stores both ends: the pairs of one round of reflow.
-
-    A flow that is trained on the pairs $(X_0, \mathrm{ODE}(X_0))$ is straighter than the one that made them, and its
-    transport cost is not higher for any convex cost (Liu et al., arXiv 2209.03003, theorem 3.5). Train on them with the
-    plain path, without a coupling: they are paired. An augmentation must be applied to both ends or to none.
-
-    The model is put into eval mode and back. Give it the averaged weights, `trainer.ema_model`, and as many steps as it
-    needs: the new flow learns the old one's errors. Guidance inside the model is frozen into the pairs.
+def write_pairs(batches: Iterable[Mapping[str, Tensor]], folder: str | os.PathLike) -> int:
+    """Stores pairs of source and target, for example those that `fm_ext.solver.simulate_pairs` yields.
 
     The files are parquet, which `datasets.load_dataset(folder)` reads: columns `x_0`, `x_1` and the conditions, in
     their dtypes, but for bfloat16, which parquet does not know and which is stored as float32. In a process group
-    all processes must call it; each writes files of its own, so give each its own sources. A folder that is not
+    all processes must call it; each writes files of its own, so give each its own pairs. A folder that is not
     finished, because a process was killed or is still writing, is marked by a file, and `pair_loader` refuses it.
 
     Args:
-        velocity_model: called as `v(x=x, t=t, **conditions)`.
-        sources: batches, each a dictionary of `x_0` `(batch, ...)`, floating point, and of the conditions row by row,
-            `label` for example, which the model gets and which are stored too; the same ones in each batch.
+        batches: dictionaries of `x_0` and `x_1` `(batch, ...)`, and of the conditions row by row; the same names in
+            each. They are taken one after the other, and only when the folder is known to be free.
         folder: where the files go; made if need be.
-        method: of flow_matching's `ODESolver`.
-        step_size: of the method; None for an adaptive one.
 
     Returns:
         The number of pairs that this process has stored.
 
     Raises:
-        ValueError: if the folder holds parquet already, of whichever process, a batch has no `x_0`, has an `x_1`, or
-            differs from the first in its names or in the rows of one of its tensors, or all of `sources` is empty.
-        TypeError: if a batch is no dictionary of tensors, or `x_0` is not floating point.
+        ValueError: if the folder holds parquet already, of whichever process, a batch has no `x_0` or no `x_1`, or
+            differs from the first in its names or in the rows of one of its tensors, or there is no pair at all.
+        TypeError: if a batch is no dictionary of tensors.
     """
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     mark = folder / f"{UNFINISHED}{rank:03}"
     _claim(folder, mark)
-    solver, training = ODESolver(velocity_model), velocity_model.training
-    velocity_model.eval()
     rows: list[dict[str, np.ndarray]] = []
     names: set[str] = set()
     total = waiting = shards = 0
-    try:
-        for batch in sources:
-            _check_batch(batch, names)
-            names = set(batch)
-            if not len(batch["x_0"]):
-                continue
-            conditions: dict[str, Any] = {n: x for n, x in batch.items() if n != "x_0"}
-            x_1 = solver.sample(batch["x_0"], step_size, method=method, **conditions)
-            rows.append({n: _numpy(x) for n, x in {**batch, "x_1": x_1}.items()})
-            waiting += len(batch["x_0"])
-            total += len(batch["x_0"])
-            if waiting >= SHARD:
-                _write(rows, folder / f"train-{rank:03}-{shards:05}.parquet")
-                rows, waiting, shards = [], 0, shards + 1
-    finally:
-        velocity_model.train(training)
+    for batch in batches:
+        _check_batch(batch, names)
+        names = set(batch)
+        if not len(batch["x_0"]):
+            continue
+        rows.append({name: _numpy(x) for name, x in batch.items()})
+        waiting += len(batch["x_0"])
+        total += len(batch["x_0"])
+        if waiting >= SHARD:
+            _write(rows, folder / f"train-{rank:03}-{shards:05}.parquet")
+            rows, waiting, shards = [], 0, shards + 1
     if rows:
         _write(rows, folder / f"train-{rank:03}-{shards:05}.parquet")
     if not total:
-        raise ValueError("`sources` must have a row; it is empty.")
+        raise ValueError("`batches` must have a row; it is empty.")
     mark.unlink()
     return total
 
@@ -109,7 +85,7 @@ def pair_loader(
     batch by batch, and resume is exact, as for `image_loader`.
 
     Args:
-        folder: what `simulate_pairs` wrote, or any folder of parquet with fixed-size numeric columns.
+        folder: what `write_pairs` wrote, or any folder of parquet with fixed-size numeric columns.
         batch_size: rows of a batch, on each process.
         shuffle: whether the order is random.
         seed: of the order.
@@ -118,49 +94,49 @@ def pair_loader(
     Raises:
         ValueError: for an argument out of range, or a folder without pairs or with a part of them.
     """
-    check("batch_size", batch_size, batch_size >= 1, "at least 1")
-    check("seed", seed, seed >= 0, "at least 0")
-    if next(Path(folder).glob("*.parquet"), None) is None:
+    batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
+    folder = Path(folder).expanduser()
+    if next(folder.glob("*.parquet"), None) is None:
+        raise ValueError(f"`folder` must hold pairs that write_pairs wrote; {folder} holds none.")
+    if unfinished := sorted(file.name for file in folder.glob(f"{UNFINISHED}*")):
         raise ValueError(
-            f"`folder` must hold pairs that simulate_pairs wrote; {folder} holds none."
-        )
-    if unfinished := sorted(file.name for file in Path(folder).glob(f"{UNFINISHED}*")):
-        raise ValueError(
-            f"`folder` must hold all pairs of simulate_pairs; {folder} holds {', '.join(unfinished)}: that process was "
+            f"`folder` must hold all pairs of write_pairs; {folder} holds {', '.join(unfinished)}: that process was "
             "killed, or is still writing. Wait for it, or begin anew in another folder."
         )
-    data = datasets.load_dataset(str(folder), split="train")
+    try:
+        data = datasets.load_dataset(str(folder), split="train")
+    except ValueError as error:  # files without rows
+        raise ValueError(f"`folder` must hold pairs; {folder} holds none: {error}") from error
     drop_last = shuffle if drop_last is None else drop_last
-    check(
-        "batch_size", batch_size, not drop_last or batch_size <= len(data), f"at most {len(data)}"
-    )
-    dataset = PairDataset(data, seed)
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=EpochSampler(dataset, shuffle=shuffle),
-        drop_last=drop_last,
-        collate_fn=_as_is,  # the data set returns whole batches
-        generator=torch.Generator().manual_seed(seed),  # else torch draws from the global
-    )
+    check_fills(len(data), batch_size, drop_last)
+    dataset = PairDataset(data, seed=seed, shuffle=shuffle)
+    return EpochLoader(dataset, EpochSampler(dataset), batch_size=batch_size, drop_last=drop_last)
 
 
-class PairDataset(Dataset[dict[str, Tensor]]):
-    """Rows of a HuggingFace data set as tensors, a batch at a time; an index carries its epoch.
+class PairDataset(EpochDataset):
+    """Rows of a HuggingFace data set as tensors, a batch at a time.
 
     Args:
         data: columns of numbers, all rows of a shape.
         seed: of the order in which the loader reads.
+        shuffle: whether that order is random.
     """
 
-    def __init__(self, data: datasets.Dataset, seed: int):
+    def __init__(self, data: datasets.Dataset, *, seed: int, shuffle: bool):
+        super().__init__(seed=seed, shuffle=shuffle)
         self.data = data.with_format("arrow")
-        self.seed = seed
-        self.epoch = 0
+        self._fingerprint = fingerprint(sampled_rows(data.with_format(None)))
 
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration over the loader is; accelerate calls this."""
-        self.epoch = epoch
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `EpochDataset.identity`."""
+        return {
+            "rows": len(self),
+            "columns": sorted(self.data.column_names),
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "fingerprint": self._fingerprint,
+        }
 
     def __len__(self) -> int:
         return len(self.data)
@@ -169,10 +145,6 @@ class PairDataset(Dataset[dict[str, Tensor]]):
         """The batch of these indices, as the loader's sampler yields them."""
         table: Any = self.data[[index % len(self) for index in indices]]
         return {name: _tensor(table[name].combine_chunks()) for name in table.column_names}
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One pair, without the batch axis."""
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
 
 def _claim(folder: Path, mark: Path) -> None:
@@ -191,21 +163,17 @@ def _claim(folder: Path, mark: Path) -> None:
 
 
 def _check_batch(batch: Mapping[str, Tensor], names: set[str]) -> None:
-    """Raises unless it is a batch of sources with these names, if any."""
+    """Raises unless it is a batch of pairs with these names, if any."""
     if not isinstance(batch, Mapping) or not all(isinstance(x, Tensor) for x in batch.values()):
-        raise TypeError("`sources` must be batches, each a dictionary of tensors with x_0.")
-    if "x_0" not in batch or "x_1" in batch or names not in (set(), set(batch)):
+        raise TypeError("`batches` must be dictionaries of tensors with x_0 and x_1.")
+    if not {"x_0", "x_1"} <= set(batch) or names not in (set(), set(batch)):
         raise ValueError(
-            "`sources` must have x_0 in each batch, no x_1, which is computed, and the same names in all; got "
+            "`batches` must have x_0 and x_1 in each, and the same names in all; got "
             f"{sorted(batch)}" + (f" after {sorted(names)}." if names else ".")
-        )
-    if not batch["x_0"].is_floating_point():
-        raise TypeError(
-            f"`sources` must have x_0 in floating point; got {batch['x_0'].dtype}. Write `x_0.float()`."
         )
     rows = {name: tuple(x.shape[:1]) for name, x in batch.items()}
     if len(set(rows.values())) > 1 or () in rows.values():
-        raise ValueError(f"`sources` must have as many rows of each tensor as of x_0; got {rows}.")
+        raise ValueError(f"`batches` must have as many rows of each tensor as of x_0; got {rows}.")
 
 
 def _write(rows: list[dict[str, np.ndarray]], file: Path) -> None:
@@ -229,6 +197,14 @@ def _tensor(column: Any) -> Tensor:
             )
         shape.append(lengths.pop())
         values = values.flatten()
+    if values.null_count or not (
+        types.is_integer(values.type)
+        or types.is_floating(values.type)
+        or types.is_boolean(values.type)
+    ):
+        raise ValueError(
+            f"`folder` must hold numbers, none of them missing; got {values.type} with {values.null_count} missing."
+        )
     return torch.from_numpy(np.array(values.to_numpy(zero_copy_only=False)).reshape(shape))
 
 
@@ -243,7 +219,3 @@ def _feature(x: np.ndarray) -> Any:
     if x.ndim == 2:
         return datasets.Sequence(datasets.Value(str(x.dtype)), length=x.shape[1])
     return arrays[x.ndim](x.shape[1:], str(x.dtype))
-
-
-def _as_is(batch: Any) -> Any:
-    return batch

@@ -6,34 +6,38 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Float32, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode, functional
 
 Crop = Literal["center", "random"] | None
+PixelRange = tuple[float, float]
 
 _GREY = ("1", "L", "LA", "La")
 
 
-def to_grey_or_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+class BrokenRule(ValueError):
+    """A rule that an image breaks; the message goes on after "the image"."""
+
+
+def to_grey_or_rgb(
+    image: PIL.Image.Image, pixel_range: PixelRange | None = None
+) -> PIL.Image.Image:
     """The same picture in mode L (if it is grey) or RGB, 8 bits, opaque.
 
-    Transparent pixels are composited on white, palettes and CMYK become RGB, 16-bit grey is
-    scaled by 255 / 65535 and rounded.
+    Transparent pixels are composited on white; palettes and CMYK become RGB. Modes of more than 8 bits (I, I;16, F) do
+    not tell what white is: 12 bits of a scanner, millimetres of a depth camera and numpy's integers from 0 to 255 look
+    alike. So their range is given, and its ends become 0 and 255, rounded.
+
+    Args:
+        image: decoded.
+        pixel_range: black and white of a mode that has no range of its own.
 
     Raises:
-        ValueError: floating-point pixels, or integers outside 16 bits: their range is unknown.
+        BrokenRule: a mode that has no range of its own, and none is given or pixels lie outside of it.
     """
     transparent = image.has_transparency_data
     if image.mode in ("L", "RGB") and not transparent:
         return image
-    if image.mode.startswith("I"):
-        pixels = np.array(image, np.int64)
-        if transparent:  # one grey value stands for transparent
-            pixels[pixels == image.info["transparency"]] = 65535
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError(f"pixels of mode {image.mode} must lie in 0..65535")
-        return PIL.Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
+    if image.mode[0] in "IF":
+        return _scaled(image, pixel_range)
     opaque = "L" if image.mode in _GREY else "RGB"
     if not transparent:
         return image.convert(opaque)
@@ -44,35 +48,56 @@ def to_grey_or_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return white.convert(opaque)
 
 
+def _scaled(image: PIL.Image.Image, pixel_range: PixelRange | None) -> PIL.Image.Image:
+    pixels = np.array(image, np.float64)
+    clear = pixels == image.info.get("transparency")  # one grey value may stand for transparent
+    shown = pixels[~clear]
+    lowest, highest = (shown.min(), shown.max()) if shown.size else (0.0, 0.0)
+    if pixel_range is None:
+        raise BrokenRule(
+            f"has pixels of mode {image.mode}, which does not tell what white is; here they lie in "
+            f"{lowest:g}..{highest:g}. Fix: `pixel_range=(0, 255)` for 8 bits, `(0, 4095)` for 12, `(0, 65535)` for "
+            "16, or what else black and white are"
+        )
+    black, white = pixel_range
+    if not black <= lowest <= highest <= white:
+        raise BrokenRule(
+            f"has pixels of mode {image.mode} outside of `pixel_range`, {black:g}..{white:g}; got "
+            f"{lowest:g}..{highest:g}"
+        )
+    pixels[clear] = white
+    levels = (pixels - black) * (255 / (white - black))
+    return PIL.Image.fromarray(np.rint(levels).astype(np.uint8))
+
+
 def fit(
-    image: UInt8[Tensor, "channel _ _"],
-    size: tuple[int, int],
-    crop: Crop,
-    place: float = 0.5,
-) -> UInt8[Tensor, "channel height width"]:
+    image: PIL.Image.Image, size: tuple[int, int], crop: Crop, place: float = 0.5
+) -> PIL.Image.Image:
     """Resize to `size`, bicubic with antialiasing.
 
+    The window is cut out of the source, before anything is scaled: an image of 20,000x1 pixels costs no more than what
+    is kept of it.
+
     Args:
-        image: any height and width.
+        image: of mode L or RGB.
         size: height and width in pixels.
         crop: "center" and "random" keep the aspect ratio: the image is scaled until it just covers
             `size`, and a window of that size is cut at `place`. None squeezes.
         place: where the window lies along the longer side, from 0, the top or the left, to just
-            below 1, the bottom or the right.
+            below 1, the bottom or the right; in whole pixels of the scaled image.
     """
-    height, width = image.shape[-2:]
-    scaled = size
+    height, width = size
+    top, left, bottom, right = 0.0, 0.0, float(image.height), float(image.width)
     if crop is not None:
-        scale = max(size[0] / height, size[1] / width)
-        scaled = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-    if scaled != (height, width):
-        image = functional.resize(
-            image, list(scaled), interpolation=InterpolationMode.BICUBIC, antialias=True
-        )
-    top, left = (
-        int(place * (large - small + 1)) for large, small in zip(scaled, size, strict=True)
-    )
-    return functional.crop(image, top, left, *size)
+        scale = max(height / image.height, width / image.width)
+        scaled_height = max(height, round(image.height * scale))
+        scaled_width = max(width, round(image.width * scale))
+        start = int(place * (scaled_height - height + 1))
+        top, bottom = (y * image.height / scaled_height for y in (start, start + height))
+        start = int(place * (scaled_width - width + 1))
+        left, right = (x * image.width / scaled_width for x in (start, start + width))
+    box = (left, top, min(right, image.width), min(bottom, image.height))
+    return image.resize((width, height), PIL.Image.Resampling.BICUBIC, box)
 
 
 def to_float(images: UInt8[Tensor, "*batch"]) -> Float32[Tensor, "*batch"]:

@@ -9,10 +9,8 @@ from flow_matching.path.scheduler import Scheduler
 from jaxtyping import Float
 from torch import Tensor
 
-from fm_ext.path.conversion import coefficients
-from fm_ext.path.masked import MaskedPathSample
-from fm_ext.path.prediction import Prediction, quantity, regular_times
-from fm_ext.path.scheduler.broadcast import time_shape
+from fm_ext.path.prediction import Prediction, coefficients, quantity, regular_times
+from fm_ext.utils.inputs import align_time, check_mask
 
 
 def velocity_loss(
@@ -30,9 +28,10 @@ def velocity_loss(
 
     $$\ell_i = \frac{w_i}{\sum_j m_{ij}} \sum_j m_{ij} \big(v_{ij} - \dot X_{t,ij}\big)^2$$
 
-    with $m = 1$ where the entry is missing, and everywhere when the sample carries no mask (Lipman et al., arXiv
+    with $m = 1$ where the entry is missing, and everywhere when the sample has no mask (Lipman et al., arXiv
     2210.02747, equation 9). The average is taken per sample, so the scale of the loss depends neither on the area of
-    the masks nor on the size of the images. A sample in which nothing is missing contributes 0.
+    the masks nor on the size of the images. A sample in which nothing is missing contributes 0, and so does a batch
+    without samples.
 
     A network may predict one thing and have its error weighed in another. At given $X_t$ every prediction is an affine
     function of every other, so its error there is its own error times a factor of time, $b_t$: the loss is the squared
@@ -43,7 +42,7 @@ def velocity_loss(
     Args:
         velocity: the model's output at `(sample.x_t, sample.t)`, of `sample.dx_t`'s shape: a velocity, or what
             `prediction` names.
-        sample: what `path.sample` returned; the mask of a `MaskedPathSample` is obeyed.
+        sample: what `path.sample` returned; its `mask`, which `MaskedProbPath` adds, is obeyed.
         prediction: what the model predicts. "epsilon" and "x_0" both mean `sample.x_0`; "score" means
             $-X_0 / \sigma_t$, for a source $N(0, I)$.
         space: what the error is measured in.
@@ -68,11 +67,11 @@ def velocity_loss(
         raise ValueError(f"`reduction` must be 'mean', 'sum' or 'none'; got {reduction!r}.")
     dtype = torch.promote_types(velocity.dtype, torch.float32)
     error, factor = _error(velocity.to(dtype), sample, prediction, space, scheduler, t_eps)
-    mask = sample.mask if isinstance(sample, MaskedPathSample) else None
+    mask = getattr(sample, "mask", None)
     if mask is None:
         loss = reduce(error.square(), "batch ... -> batch", "mean")
     else:
-        missing = mask.expand_as(error)
+        missing = check_mask(mask, error, like="velocity").expand_as(error)
         total = reduce(torch.where(missing, error, 0).square(), "batch ... -> batch", "sum")
         loss = total / reduce(missing, "batch ... -> batch", "sum").clamp(min=1)
     if factor is not None:
@@ -83,7 +82,9 @@ def velocity_loss(
                 f"`weight` must hold one factor a sample, {tuple(loss.shape)}; got {tuple(weight.shape)}."
             )
         loss = loss * weight
-    return loss if reduction == "none" else getattr(loss, reduction)()
+    if reduction == "none":
+        return loss
+    return loss.sum() if reduction == "sum" or len(loss) == 0 else loss.mean()
 
 
 def _error(
@@ -106,7 +107,7 @@ def _error(
         )
     if source == "score":  # infinite at the data; -sigma * score is epsilon, and is not
         sigma = scheduler(sample.t).sigma_t.to(output.dtype)
-        output, source = -sigma.view(time_shape(sigma, output)) * output, "epsilon"
+        output, source = -align_time(sigma, output) * output, "epsilon"
     error = output - truth[source].to(output.dtype)
     if source == target:
         return error, None

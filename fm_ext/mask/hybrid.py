@@ -36,13 +36,13 @@ class Hybrid(Mask):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.masks:
-            raise ValueError("`masks` must name at least one mask, got ().")
+            raise ValueError("`masks` must name at least one mask; got ().")
         weights = self.weights
         if weights is None:
             return
         if len(weights) != len(self.masks) or not all(0 < w < math.inf for w in weights):
             raise ValueError(
-                f"`weights` must be {len(self.masks)} finite numbers above 0, one per mask, got "
+                f"`weights` must be {len(self.masks)} finite numbers above 0, one per mask; got "
                 f"{weights}; leave a mask out to give it weight 0."
             )
 
@@ -85,7 +85,7 @@ class Hybrid(Mask):
         low, high = pixel_bounds(mask.area, size[0] * size[1])
         if low > pixels[1] or high < pixels[0]:
             raise ValueError(
-                f"`area` of a Hybrid must overlap the `area` of each of its masks, got {self.area} and "
+                f"`area` of a Hybrid must overlap the `area` of each of its masks; got {self.area} and "
                 f"{mask.area} of {type(mask).__name__}: widen one of the two."
             )
         return max(low, pixels[0]), min(high, pixels[1])

@@ -45,8 +45,8 @@ class Irregular(Mask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("strokes", self.strokes, 1)
-        check_range("segments", self.segments, 1)
+        check_range("strokes", self.strokes, 1, whole=True)
+        check_range("segments", self.segments, 1, whole=True)
         check_range("length", self.length, 0)
         check_range("width", self.width, 0, 1, strict=True)
         check_range("turn", (0, self.turn), 0, math.pi)

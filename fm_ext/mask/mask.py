@@ -2,6 +2,7 @@
 
 import abc
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from torch import Tensor
 @dataclass(frozen=True, kw_only=True)
 class Mask(abc.ABC):
     """Draws random holes, a whole batch at once, on any device.
+
+    Inside `torch.compile` a call breaks the graph and runs as it is: what is drawn is as random in
+    number and shape as the holes.
 
     To write a mask of your own, subclass, add your fields, and implement [`draw`][fm_ext.mask.Mask.draw].
 
@@ -26,6 +30,7 @@ class Mask(abc.ABC):
     def __post_init__(self) -> None:
         check_range("area", self.area, 0.0, 1.0)
 
+    @torch.compiler.disable
     def __call__(
         self,
         batch: int,
@@ -39,30 +44,22 @@ class Mask(abc.ABC):
         Args:
             batch: Number of masks, 0 or more.
             size: Height and width in pixels, for example `x.shape[-2:]`.
-            device: Where to draw; PyTorch's default device if None.
-            generator: Source of the randomness, on the same device; the global one if None. The
-                same state gives the same masks, and the global state is left alone.
+            device: Where the masks lie; PyTorch's default device if None.
+            generator: Source of the randomness; the global one of `device` if None. The same state
+                gives the same masks, and the global state is left alone. They are drawn on the
+                generator's device and moved to `device`.
 
         Raises:
-            ValueError: If `batch` or `size` is out of range, if the generator is on another device,
-                or if no mask of this kind has an area inside the bounds on this grid.
+            TypeError: If `batch` or `size` is not in whole numbers.
+            ValueError: If `batch` or `size` is out of range, or if no mask of this kind has an area
+                inside the bounds on this grid.
         """
-        if batch < 0:
-            raise ValueError(f"`batch` must be at least 0, got {batch}.")
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(
-                f"`size` must be (height, width) in pixels, both at least 1, got {tuple(size)}."
-            )
+        batch = _whole("batch", batch, 0)
+        height, width = _size(size)
         place = torch.get_default_device() if device is None else torch.device(device)
-        if generator is not None and not _same_device(place, generator.device):
-            raise ValueError(
-                f"`generator` must be on the device of the masks, {place}, but is on "
-                f"{generator.device}: make it with `torch.Generator('{place}')`, or pass "
-                f"`device='{generator.device}'` and move the masks."
-            )
-        height, width = size
+        origin = place if generator is None else generator.device
         pixels = pixel_bounds(self.area, height * width)
-        return self.draw(batch, (height, width), pixels, place, generator)
+        return self.draw(batch, (height, width), pixels, origin, generator).to(place)
 
     @abc.abstractmethod
     def draw(
@@ -105,11 +102,15 @@ def pixel_bounds(area: tuple[float, float], total: int) -> tuple[int, int]:
 
 def unreachable(what: str, area: tuple[float, float], total: int, nearest: list[int]) -> str:
     """The message for bounds that nothing meets; `nearest` are the closest numbers of pixels."""
-    fractions = [f"{n}/{total} = {n / total:.6g}" for n in nearest if 0 < n < total]
-    return (
-        f"`area` must hold a fraction that {what} can have on {total} pixels, got {area[0]:g} to "
-        f"{area[1]:g}; the nearest are {' and '.join(fractions) or 'none'}: widen the bounds."
+    found = [n for n in nearest if 0 < n < total]
+    message = (
+        f"`area` must hold a fraction that {what} can have on {total} pixels; got {area[0]:g} to {area[1]:g}; the "
+        f"nearest are {' and '.join(f'{n}/{total} = {n / total:.6g}' for n in found) or 'none'}"
     )
+    if found:
+        low, high = min(area[0], found[0] / total), max(area[1], found[-1] / total)
+        return f"{message}. Fix: `area=({low!r}, {high!r})`."
+    return f"{message}. Fix: a larger image, or `area=(1.0, 1.0)` for masks that are full."
 
 
 def check_range(
@@ -119,15 +120,39 @@ def check_range(
     high: float = math.inf,
     *,
     strict: bool = False,
+    whole: bool = False,
 ) -> None:
-    """Raise a ValueError unless `low <= value[0] <= value[1] <= high`, `low < value[0]` if `strict`."""
-    if len(value) != 2 or not low <= value[0] <= value[1] <= high or (strict and value[0] == low):
+    """Raise a ValueError unless `low <= value[0] <= value[1] <= high`, `low < value[0]` if `strict`, both `whole`."""
+    try:
+        first, last = value
+        fine = low <= first <= last <= high and not (strict and first == low)
+        fine = fine and not (whole and (first % 1 or last % 1))
+    except (TypeError, ValueError):
+        fine = False
+    if not fine:
+        kind = "(smallest, largest)" + " in whole numbers" * whole
         raise ValueError(
-            f"`{name}` must be (smallest, largest) with {low:g} {'<' if strict else '<='} smallest "
-            f"<= largest <= {high:g}, got {value}."
+            f"`{name}` must be {kind} with {low:g} {'<' if strict else '<='} smallest "
+            f"<= largest <= {high:g}; got {value}."
         )
 
 
-def _same_device(a: torch.device, b: torch.device) -> bool:
-    """Whether two devices agree; one without an index agrees with every index."""
-    return a.type == b.type and (a.index == b.index or a.index is None or b.index is None)
+def _size(size: Sequence[int]) -> tuple[int, int]:
+    if not isinstance(size, Sequence) or len(size) != 2:
+        got = tuple(size) if isinstance(size, Sequence) else size
+        fix = f" Fix: `{got[-2:]}`." if isinstance(got, tuple) and len(got) > 2 else ""
+        raise ValueError(f"`size` must be (height, width) in pixels; got {got}.{fix}")
+    height, width = (_whole("size", length, 1) for length in size)
+    return height, width
+
+
+def _whole(name: str, value: int, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"`{name}` must be in whole numbers, at least {least}; got {value!r} of type {type(value).__name__}."
+        ) from None
+    if number < least:
+        raise ValueError(f"`{name}` must be at least {least}; got {value!r}.")
+    return number

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fm_ext.mask.check import check_mask
 from fm_ext.metrics.hole import check_hole
+from fm_ext.utils.inputs import check_mask
 
 
 def seam_gradient(

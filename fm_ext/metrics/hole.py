@@ -7,7 +7,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from fm_ext.mask.check import check_mask
+from fm_ext.utils.inputs import check_mask
 
 
 def hole_psnr(

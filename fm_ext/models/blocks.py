@@ -1,7 +1,7 @@
 """The layers that `UNet` is made of."""
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,27 +30,31 @@ class TimeEmbedding(nn.Module):
     r"""Embeds times in [0, 1] by sines and cosines of $1000\, t\, \omega_k$, then a two-layer network.
 
     The factor 1000 lives here, because the frequencies $\omega_k \in [10^{-4}, 1]$ of Vaswani et al. (arXiv 1706.03762,
-    section 3.5) were made for positions of that size; fed with bare t most of them do not move.
+    section 3.5) were made for positions of that size; fed with bare t most of them do not move. They are
+    computed at each call, in float32 or wider whatever the network's dtype: a constant in a buffer would be rounded by
+    `.bfloat16()` and left uninitialised by construction under `torch.device("meta")`.
     """
-
-    frequencies: Tensor
 
     def __init__(self, features: int, out_features: int):
         super().__init__()
-        exponents = torch.arange(features // 2, dtype=torch.float32) / (features // 2)
-        frequencies = 1000 * torch.exp(-math.log(10_000) * exponents)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.waves = features // 2
         self.net = nn.Sequential(
-            nn.Linear(2 * len(exponents), out_features),
+            nn.Linear(2 * self.waves, out_features),
             nn.SiLU(),
             nn.Linear(out_features, out_features),
         )
 
     def forward(self, t: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:
-        # float32 whatever t's dtype: in bfloat16 the angle 1000 t is off by whole turns.
-        angles = t.float()[:, None] * self.frequencies.float()
-        features = torch.cat([angles.cos(), angles.sin()], dim=1)
-        return self.net(features.to(self.frequencies.dtype))
+        dtype = next(self.net.parameters()).dtype
+        return self.net(self.features(t, torch.promote_types(dtype, torch.float32)).to(dtype))
+
+    def features(
+        self, t: Float[Tensor, " batch"], dtype: torch.dtype
+    ) -> Float[Tensor, "batch features"]:
+        """The cosines and sines, computed in `dtype`: in bfloat16 the angle 1000 t would be off by whole turns."""
+        exponents = torch.arange(self.waves, device=t.device, dtype=dtype) / self.waves
+        angles = t.to(dtype)[:, None] * (1000 * torch.exp(-math.log(10_000) * exponents))
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class ResBlock(nn.Module):
@@ -87,7 +91,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over pixels by `scaled_dot_product_attention`, with a residual connection."""
+    """Self-attention over pixels, with a residual connection."""
 
     def __init__(self, channels: int, head_channels: int):
         super().__init__()
@@ -109,9 +113,68 @@ class Attention(nn.Module):
             three=3,
             heads=self.heads,
         )
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = attend(q, k, v)
         h = self.out(rearrange(h, "batch heads token d -> batch token (heads d)"))
         return x + rearrange(h, "batch (height width) c -> batch c height width", height=x.shape[2])
+
+
+def attend(
+    q: Float[Tensor, "batch heads token d"],
+    k: Float[Tensor, "batch heads token d"],
+    v: Float[Tensor, "batch heads token d"],
+) -> Float[Tensor, "batch heads token d"]:
+    r"""$\mathrm{softmax}(q k^T / \sqrt d)\, v$, by fused kernels where they suffice and with derivatives of every kind.
+
+    The fused kernels have a first derivative in reverse mode and no other: forward mode, second derivatives and `vmap`
+    go through the formula, which holds all token pairs in memory. Under `torch.compile` the fused kernels are all
+    there is.
+    """
+    if torch.compiler.is_compiling():
+        return F.scaled_dot_product_attention(q, k, v)
+    # Inside `torch.func`: any number of transforms may follow, and the formula takes all of them.
+    if any(torch.func.debug_unwrap(part) is not part for part in (q, k, v)):
+        return _weights(q, k) @ v
+    return _FusedAttention.apply(q, k, v)
+
+
+def _weights(q: Tensor, k: Tensor) -> Tensor:
+    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Fused attention outside `torch.func`: derivatives that the fused kernels lack are taken of the formula."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.save_for_forward(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
+        (g,) = grad_outputs
+        q, k, v = ctx.saved_tensors
+        if not torch.is_grad_enabled():  # without create_graph: no derivative of this one follows
+            with torch.enable_grad():
+                inputs = [part.detach().requires_grad_() for part in (q, k, v)]
+                out = F.scaled_dot_product_attention(*inputs)
+            return torch.autograd.grad(out, inputs, g)
+        weights = _weights(q, k)
+        slope = _softmax_slope(weights, g @ v.mT) * q.shape[-1] ** -0.5
+        return slope @ k, slope.mT @ q, weights.mT @ g
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Tensor) -> Tensor:
+        dq, dk, dv = grad_inputs
+        q, k, v = ctx.saved_tensors
+        weights = _weights(q, k)
+        scores = (dq @ k.mT + q @ dk.mT) * q.shape[-1] ** -0.5
+        return _softmax_slope(weights, scores) @ v + weights @ dv
+
+
+def _softmax_slope(weights: Tensor, change: Tensor) -> Tensor:
+    """The derivative of the softmax with value `weights`, a symmetric matrix, times `change`."""
+    return weights * (change - (weights * change).sum(dim=-1, keepdim=True))
 
 
 class Upsample(nn.Module):
@@ -122,32 +185,21 @@ class Upsample(nn.Module):
     with 4/9 of the multiplications, and no checkerboard (Odena et al., Distill 2016).
     """
 
-    fold: Tensor
-
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        # Tap i of the transposed kernel adds the 3x3 taps that meet the same low-resolution pixel.
-        fold = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
-        self.register_buffer("fold", fold, persistent=False)
 
     def forward(
         self, x: Float[Tensor, "batch c height width"]
     ) -> Float[Tensor, "batch c 2*height 2*width"]:
-        fold = self.fold.to(self.conv.weight.dtype)
-        kernel = torch.einsum("ik,jl,ockl->coij", fold, fold, self.conv.weight)
+        kernel = _fold(_fold(self.conv.weight, 2), 3).transpose(0, 1)
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 
-def broadcast_time(t: Float[Tensor, "..."], batch: int) -> Float[Tensor, " batch"]:
-    """A time of any accepted shape, 0-d, `(1,)`, `(batch,)` or `(batch, 1, 1, 1)`, as `(batch,)`."""
-    if t.numel() == 1:
-        return t.reshape(1).expand(batch)
-    if t.shape[0] != batch or t.numel() != batch:
-        raise ValueError(
-            f"`t` must be 0-d, (batch,) or (batch, 1, 1, 1) with batch = {batch}; got {tuple(t.shape)}."
-        )
-    return t.reshape(batch)
+def _fold(weight: Tensor, dim: int) -> Tensor:
+    """Three taps along `dim` as the four of the transposed kernel: each adds those that meet the same pixel."""
+    first, middle, last = weight.unbind(dim)
+    return torch.stack([last, middle + last, first + middle, first], dim)
 
 
 def pad_to_multiple(
@@ -157,3 +209,23 @@ def pad_to_multiple(
     height, width = x.shape[-2:]
     bottom, right = -height % multiple, -width % multiple
     return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
+
+
+def check_dtype(x: Tensor, network: nn.Module) -> None:
+    """Raises unless `x` has the dtype of the network's weights, or one that autocast brings to it.
+
+    Raises:
+        TypeError: otherwise; a silent cast would lose digits, or answer in another dtype than the state's.
+    """
+    dtype = next(network.parameters()).dtype
+    if x.dtype == dtype:
+        return
+    half = (torch.float32, torch.float16, torch.bfloat16)
+    device = x.device.type
+    if x.dtype in half and dtype in half and torch.amp.is_autocast_available(device):
+        if torch.is_autocast_enabled(device):
+            return
+    raise TypeError(
+        f"`x` must have the dtype of the network's weights, {dtype}, outside `torch.autocast`; got {x.dtype}. "
+        f"Write `x.to({dtype})`, or `network.to({x.dtype})`."
+    )

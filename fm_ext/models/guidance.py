@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from flow_matching.utils import ModelWrapper
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fm_ext.models.extras import belongs_to_samples, map_samples, mask_of
 from fm_ext.models.wrapper import UNetWrapper
-from fm_ext.path.scheduler.broadcast import time_shape
+from fm_ext.utils.inputs import align_time, check_extras, entry_mask, map_samples, taken_extras
+from fm_ext.utils.model_wrapper import ModelWrapper
 
 
 class GuidedVelocityModel(ModelWrapper):
@@ -19,26 +18,27 @@ class GuidedVelocityModel(ModelWrapper):
     $$v = v_\varnothing + s\,(v_c - v_\varnothing) = (1 + w)\,v_c - w\,v_\varnothing, \qquad s = 1 + w$$
 
     (Ho and Salimans, arXiv 2207.12598, equation 6; for flows Zheng et al., arXiv 2311.13443). Two conventions are in
-    use, so the number is given by name: `scale` is $s$, where 1 is the plain conditional model and 0 the unconditional
-    one, as in diffusers and Stable Diffusion; `weight` is $w$, where 0 is the plain one, as in the paper and in
-    upstream's examples (`cfg_scale`). On affine paths with an independent Gaussian source velocities are affine in
-    scores, so this is the guidance of diffusion models, with the same $s$; with another source or coupling it
-    is a heuristic. Both velocities come from one evaluation of a batch of twice the size; at scale 1, outside the
-    interval, and at scale 0 with neither interval nor rescale, one of the batch itself is enough (a compiled graph does
-    not branch on times: outside the interval it computes both). In training mode a `UNetWrapper` inside hides
-    nothing by its `label_dropout` and `mask_dropout`: what is hidden is decided here.
+    use, so the number is given by name: `guidance_scale` is $s$, where 1 is the plain conditional model and 0 the
+    unconditional one, as in diffusers and Stable Diffusion; `weight` is $w$, where 0 is the plain one, as in the paper
+    and in upstream's examples (`cfg_scale`). On affine paths with an independent Gaussian source velocities are affine
+    in scores, so this is the guidance of diffusion models, with the same $s$; with another source or coupling it is a
+    heuristic. Both velocities come from one evaluation of a batch of twice the size; at scale 1, outside the interval,
+    and at scale 0 with neither interval nor rescale, one of the batch itself is enough (a compiled graph does not
+    branch on times: outside the interval it computes both). In training mode a `UNetWrapper` inside hides nothing by
+    its `label_dropout` and `mask_dropout`: what is hidden is decided here.
 
     Guidance on the known pixels (`hide_known`) needs a network trained with `UNetWrapper(..., mask_dropout=...)`:
     $v_\varnothing$ is then the velocity of the missing pixels among themselves, $E[\dot X^m_t \mid X^m_t]$, at the
     very same state, and the guided flow follows the scores of $p(x^m \mid y)^s\, p(x^m)^{1-s}$.
 
     Args:
-        model: the velocity model. Other wrappers go around this one: `MaskedVelocityModel(GuidedVelocityModel(model,
-            ...))`.
-        scale: $s$; give this or `weight`.
+        model: the velocity model, or a network whose prediction a `PredictionVelocityModel` outside turns into one.
+            Other wrappers may stand inside or outside; `interval` is in the time, and `rescale` in the prediction, of
+            the place where this one stands.
+        guidance_scale: $s$, one number for all samples; give this or `weight`.
         weight: $w = s - 1$.
         null: what stands for "no condition" in each extra: a number, or a tensor that broadcasts to the extra. If
-            None, `{"label": model.null_label}` where `model` has such an attribute and `hide_known` is False.
+            None, `{"label": null_label}` where something inside has a `null_label` and `hide_known` is False.
         hide_known: whether to hide the known pixels from $v_\varnothing$.
         interval: guide at times from the first up to, not at, the last (at 1 too if that is the last); None for all.
             Guidance at high noise costs diversity and at low noise does nothing (Kynkäänniemi et al., arXiv
@@ -51,14 +51,15 @@ class GuidedVelocityModel(ModelWrapper):
             network's output, here the velocity); 0.7 there, against over-exposed images.
 
     Raises:
-        TypeError: if not exactly one of `scale` and `weight` is given.
+        TypeError: if not exactly one of `guidance_scale` and `weight` is given, or it is no number; for `hide_known`
+            around a model that does not take it.
         ValueError: for an interval out of order, `rescale` outside [0, 1], or nothing to guide on.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        scale: float | None = None,
+        guidance_scale: float | None = None,
         *,
         weight: float | None = None,
         null: Mapping[str, Any] | None = None,
@@ -67,23 +68,36 @@ class GuidedVelocityModel(ModelWrapper):
         rescale: float = 0.0,
     ):
         super().__init__(model)
-        if (scale is None) == (weight is None):
+        if (guidance_scale is None) == (weight is None):
             raise TypeError(
-                "give either `scale` (1 is the plain conditional model) or `weight` (0 is; upstream's cfg_scale); got "
-                f"{scale} and {weight}."
+                "give either `guidance_scale` (1 is the plain conditional model) or `weight` (0 is; upstream's "
+                f"cfg_scale); got {guidance_scale} and {weight}."
+            )
+        number = guidance_scale if weight is None else weight
+        if not isinstance(number, (int, float)):
+            raise TypeError(
+                f"`{'weight' if guidance_scale is None else 'guidance_scale'}` must be a number, the same for all "
+                f"samples; got {type(number).__name__}. Sample once for each of several."
             )
         if interval is not None and not interval[0] < interval[1]:
             raise ValueError(f"`interval` must be two times, first < last; got {interval}.")
         if not 0 <= rescale <= 1:
             raise ValueError(f"`rescale` must lie in [0, 1]; got {rescale}.")
         if null is None:
-            label = getattr(model, "null_label", None)
+            label = self.null_label
             null = {} if hide_known or label is None else {"label": label}
         if not null and not hide_known:
             raise ValueError(
-                "`null` must say what stands for no condition, {'label': num_classes} for a UNet; or set `hide_known`."
+                f"`null` must say what stands for no condition, because nothing in {type(model).__name__} has a "
+                "`null_label`: null={'label': 10} for a class 10 that means none; or set `hide_known`."
             )
-        self.scale = scale if scale is not None else 1 + (weight or 0.0)
+        taken = taken_extras(model)
+        if hide_known and taken is not None and "hide_known" not in taken:
+            raise TypeError(
+                f"`hide_known` needs a UNetWrapper(network, concat=('mask',)) inside, which hides known pixels; "
+                f"{type(model).__name__} takes {', '.join(sorted(taken)) or 'no extras'}."
+            )
+        self.guidance_scale = number + (guidance_scale is None)
         self.null = dict(null)
         self.hide_known = hide_known
         self.interval = interval
@@ -93,7 +107,7 @@ class GuidedVelocityModel(ModelWrapper):
     def extra_repr(self) -> str:
         """What is guided on, how far, and when."""
         on = [*self.null, *(["known pixels"] if self.hide_known else [])]
-        return f"scale={self.scale}, on={on}, interval={self.interval}, rescale={self.rescale}"
+        return f"guidance_scale={self.guidance_scale}, on={on}, interval={self.interval}, rescale={self.rescale}"
 
     def forward(
         self, x: Float[Tensor, " batch *dim"], t: Float[Tensor, "..."], **extras: Any
@@ -103,38 +117,39 @@ class GuidedVelocityModel(ModelWrapper):
         Args:
             x: the state.
             t: times, 0-d, `(batch,)` or `(batch, 1, ..., 1)`.
-            **extras: handed to the model; tensors as long as the batch, in a dict among the extras too, hold one
-                entry a sample. What `null` names must be among them.
+            **extras: handed to the model; tensors with an axis hold one entry a sample, in a dict among the extras too,
+                and what is `shared` says so. What `null` names must be among them.
 
         Raises:
             TypeError: if an extra that `null` names is missing.
+            ValueError: for an extra of another length than the batch, or an answer of another shape than `x`.
         """
+        extras = check_extras(extras, x)
         for name in self.null:
-            extra = extras.get(name)
-            if extra is None:
+            condition = _find(extras, name)
+            if condition is None:
                 raise TypeError(
                     f"`{name}` is guided on and was not given: solver.sample(..., {name}=...)."
                 )
-            if not belongs_to_samples(extra, len(x)):
+            if not isinstance(condition, Tensor) or condition.ndim == 0:
                 raise ValueError(
-                    f"`{name}` is guided on and must be a tensor of one entry a sample, {len(x)}; got "
-                    f"{tuple(extra.shape) if isinstance(extra, Tensor) else type(extra).__name__}."
+                    f"`{name}` is guided on and must be a tensor of one entry a sample, {len(x)}; got {condition!r}."
                 )
-        inside = None
+        scale, inside = self.guidance_scale, None
         if self.interval is not None:
             first, last = self.interval
-            inside = (first <= t) & ((t < last) | (last >= 1))
+            time = align_time(t, x)
+            inside = (first <= time) & ((time < last) | (last >= 1))
             if not torch.compiler.is_compiling() and not inside.any():
                 return self._ask(x, t, extras)
-            inside = inside.view(time_shape(t, x))
-        if self.scale == 1:
+        if scale == 1:
             return self._ask(x, t, extras)
-        if self.scale == 0 and inside is None and self.rescale == 0:
-            return self._ask(x, t, extras | self._nothing(extras, len(x), x.device))
+        if scale == 0 and inside is None and self.rescale == 0:
+            return self._ask(x, t, self._without(extras, x))
         conditional, null = self._both(x, t, extras)
-        velocity = torch.lerp(null, conditional, self.scale)
+        velocity = torch.lerp(null, conditional, scale)
         if self.rescale > 0:
-            mask = mask_of(extras, x)
+            mask = entry_mask(extras, x)
             wanted, got = _deviation(conditional, mask), _deviation(velocity, mask)
             ratio = torch.where(got == 0, 1.0, wanted / got)
             velocity = velocity * (1 - self.rescale + self.rescale * ratio)
@@ -144,37 +159,58 @@ class GuidedVelocityModel(ModelWrapper):
         """The model's velocity, without the dropouts of the wrappers in it; their networks keep their mode."""
         training = [wrapper for wrapper in self._wrappers if wrapper.training]
         if not training:
-            return self.model(x=x, t=t, **extras)
+            return self.ask(x, t, extras)
         try:
             for wrapper in training:
                 wrapper.training = False
-            return self.model(x=x, t=t, **extras)
+            return self.ask(x, t, extras)
         finally:
             for wrapper in training:
                 wrapper.training = True
 
-    def _nothing(self, extras: dict[str, Any], batch: int, device: torch.device) -> dict[str, Any]:
-        """What takes the condition's place among the extras."""
-        nothing = {
-            name: torch.as_tensor(value, dtype=extras[name].dtype, device=device).expand_as(
-                extras[name]
-            )
-            for name, value in self.null.items()
-        }
+    def _without(self, extras: dict[str, Any], x: Tensor) -> dict[str, Any]:
+        """The extras with nothing in the conditions' place."""
+        for name, value in self.null.items():
+            extras = _replace(extras, name, value)
         if self.hide_known:
-            nothing["hide_known"] = torch.ones(batch, dtype=torch.bool, device=device)
-        return nothing
+            extras = {**extras, "hide_known": torch.ones(len(x), dtype=torch.bool, device=x.device)}
+        return extras
 
     def _both(self, x: Tensor, t: Tensor, extras: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        batch = len(x)
-        nothing = self._nothing(extras, batch, x.device)
+        without = self._without(extras, x)
         if self.hide_known:
-            extras = {**extras, "hide_known": torch.zeros_like(nothing["hide_known"])}
-        twice = map_samples(extras, batch, lambda extra: torch.cat([extra, extra]))
-        twice |= {name: torch.cat([extras[name], null]) for name, null in nothing.items()}
-        t = torch.cat([t, t]) if belongs_to_samples(t, batch) else t
-        conditional, null = self._ask(torch.cat([x, x]), t, twice).chunk(2)
+            extras = {**extras, "hide_known": torch.zeros_like(without["hide_known"])}
+        halves: list[Tensor] = []
+        map_samples(without, lambda half: halves.append(half) or half)
+        rest = iter(halves)  # the same walk, so the same order
+        twice = map_samples(extras, lambda extra: torch.cat([extra, next(rest)]))
+        time = torch.cat([t, t]) if t.ndim > 0 and len(t) == len(x) and t.numel() > 1 else t
+        conditional, null = self._ask(torch.cat([x, x]), time, twice).chunk(2)
         return conditional, null
+
+
+def _find(extras: Mapping[str, Any], name: str) -> Any:
+    """The extra called `name`, also in a dict among the extras (upstream's `extra={"label": y}`)."""
+    if name in extras:
+        return extras[name]
+    inner = (
+        extra[name] for extra in extras.values() if isinstance(extra, Mapping) and name in extra
+    )
+    return next(inner, None)
+
+
+def _replace(extras: Mapping[str, Any], name: str, null: Any) -> dict[str, Any]:
+    """The extras with `null` for each entry of the one called `name`."""
+    changed: dict[str, Any] = {}
+    for key, extra in extras.items():
+        if key == name:
+            null = torch.as_tensor(null, dtype=extra.dtype, device=extra.device)
+            changed[key] = null.expand_as(extra)
+        elif isinstance(extra, Mapping) and name in extra and name not in extras:
+            changed[key] = _replace(extra, name, null)
+        else:
+            changed[key] = extra
+    return changed
 
 
 def _deviation(v: Tensor, mask: Tensor | None) -> Tensor:

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fm_ext.path.scheduler.broadcast import time_shape
+from fm_ext.models.blocks import check_dtype
+from fm_ext.utils.inputs import sample_time
 
 
 class MLP(nn.Module):
@@ -48,5 +49,6 @@ class MLP(nn.Module):
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"`x` must be (batch, {self.dim}); got {tuple(x.shape)}.")
-        t = t.to(x.dtype).view(time_shape(t, x)).expand(len(x), 1)
-        return self.net(torch.cat([x, t], dim=1))
+        check_dtype(x, self.net)
+        time = sample_time(t, x).to(x.dtype)[:, None]
+        return self.net(torch.cat([x, time], dim=1))

@@ -1,15 +1,17 @@
 """A network that predicts something else as a velocity model."""
 
+from typing import Any
+
 import torch
 from flow_matching.path.scheduler import Scheduler
-from flow_matching.utils import ModelWrapper
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fm_ext.path.affine import AffineProbPath
-from fm_ext.path.conversion import Quantity
-from fm_ext.path.prediction import Prediction, quantity, regular_times
-from fm_ext.path.scheduler.broadcast import time_shape
+from fm_ext.path.prediction import Prediction, Quantity, quantity, regular_times
+from fm_ext.path.scheduler.ends import check_schedule
+from fm_ext.utils.inputs import align_time, entry_mask
+from fm_ext.utils.model_wrapper import ModelWrapper, hold_known
 
 
 class PredictionVelocityModel(ModelWrapper):
@@ -45,7 +47,8 @@ class PredictionVelocityModel(ModelWrapper):
             in the result as noise.
 
     Raises:
-        ValueError: for an unknown prediction, or a `t_eps` outside (0, 0.5).
+        ValueError: for an unknown prediction, a `t_eps` outside (0, 0.5), or a model that lives on another schedule or
+            answers with a velocity already.
     """
 
     def __init__(
@@ -58,10 +61,36 @@ class PredictionVelocityModel(ModelWrapper):
     ):
         super().__init__(model)
         self.path = AffineProbPath(scheduler)
+        if prediction != "velocity" and getattr(model, "answers", None) == "velocity":
+            raise ValueError(
+                f"`prediction` = {prediction!r} is what a network predicts, and {type(model).__name__} answers with a "
+                f"velocity already. Convert the network inside: {_inside(model, prediction)}."
+            )
+        check_schedule("scheduler", scheduler, model)
         self.prediction: Prediction = prediction
         self.quantity = quantity("prediction", prediction)
         self.times = regular_times(scheduler, self.quantity, "velocity", t_eps)
         self.end_times = regular_times(scheduler, self.quantity, "target", t_eps)[0], 1.0
+
+    @property
+    def schedule(self) -> Scheduler:
+        """The schedule that the network was trained with."""
+        return self.path.scheduler
+
+    @property
+    def answers(self) -> str:
+        """A velocity."""
+        return "velocity"
+
+    @property
+    def holds_known(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def reads_mask(self) -> bool:
+        """True."""
+        return True
 
     def extra_repr(self) -> str:
         """Schedule, prediction, and the times at which the network is asked."""
@@ -69,20 +98,21 @@ class PredictionVelocityModel(ModelWrapper):
         return f"{self.path.scheduler!r}, prediction={self.prediction!r}, t in [{first}, {last}]"
 
     def forward(
-        self, x: Float[Tensor, " batch *dim"], t: Float[Tensor, "..."], **extras: object
+        self, x: Float[Tensor, " batch *dim"], t: Float[Tensor, "..."], **extras: Any
     ) -> Float[Tensor, " batch *dim"]:
         """Returns the velocity at `x` and `t`.
 
         Args:
             x: the state.
             t: times, 0-d, `(batch,)` or `(batch, 1, ..., 1)`.
-            **extras: handed to the network.
+            **extras: handed to the network. Where a `mask` of `x`'s entries is among them (bool, True = missing) the
+                velocity is 0 at known entries, whatever the network predicts there.
 
         Raises:
             ValueError: if the network's answer has not the shape of `x`.
         """
         value, t = self._predict(x, t, self.times, extras)
-        return self._convert("velocity", value, x, t)
+        return hold_known(self._convert("velocity", value, x, t), entry_mask(extras, x))
 
     def ends(
         self,
@@ -90,18 +120,19 @@ class PredictionVelocityModel(ModelWrapper):
         t: Float[Tensor, "..."],
         *,
         dtype: torch.dtype | None = None,
-        **extras: object,
+        **extras: Any,
     ) -> tuple[Float[Tensor, " batch *dim"], Float[Tensor, " batch *dim"]]:
         r"""Returns both expected ends, $E[X_0 \mid X_t = x]$ and $E[X_1 \mid X_t = x]$, by one evaluation.
 
         So $x = \alpha_t \hat x_1 + \sigma_t \hat x_0$. Closer than `t_eps` to a source at which the prediction does not
-        determine $\hat x_1$, that is the one of the nearest time inside, and $\hat x_0$ completes $x$.
+        determine $\hat x_1$, that is the one of the nearest time inside, and $\hat x_0$ completes $x$. Known entries
+        are $x$ at any time: there $\hat x_1 = x$, and $\hat x_0$ is 0 and means nothing.
 
         Args:
             x: the state.
             t: times, as for `forward`; below 1 for "x_1", which does not determine $\hat x_0$ at the data.
             dtype: what the network gets `x` in, where that is less than `x` has.
-            **extras: handed to the network.
+            **extras: handed to the network; a `mask` of `x`'s entries (bool, True = missing) says which are known.
 
         Raises:
             ValueError: if the network's answer has not the shape of `x`, or does not determine $\hat x_0$.
@@ -115,22 +146,29 @@ class PredictionVelocityModel(ModelWrapper):
         first = self.end_times[0]
         if first > 0:
             completion = self.path.target_to_epsilon(x_1, x, t.clamp(max=first))
-            x_0 = torch.where((t < first).view(time_shape(t, x)), completion, x_0)
-        return x_0, x_1
+            x_0 = torch.where(align_time(t, x) < first, completion, x_0)
+        mask = entry_mask(extras, x)
+        return (x_0, x_1) if mask is None else (hold_known(x_0, mask), torch.where(mask, x_1, x))
 
     def _predict(
-        self, x: Tensor, t: Tensor, times: tuple[float, float], extras: dict[str, object]
+        self, x: Tensor, t: Tensor, times: tuple[float, float], extras: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         held = t.to(torch.promote_types(t.dtype, torch.float32)).clamp(*times)
-        value = self.model(x=x, t=held.to(t.dtype), **extras)
-        if value.shape != x.shape:
-            raise ValueError(
-                f"`model` must answer with `x`'s shape {tuple(x.shape)}; got {tuple(value.shape)}. A network with "
-                "more input channels than image channels needs out_channels=."
-            )
-        return value, held
+        return self.ask(x, held.to(t.dtype), extras), held
 
     def _convert(self, target: Quantity, value: Tensor, x: Tensor, t: Tensor) -> Tensor:
         if target == self.quantity:
             return value
         return getattr(self.path, f"{self.quantity}_to_{target}")(value, x, t)
+
+
+def _inside(model: Any, prediction: Prediction) -> str:
+    """How the wrappers of a velocity model are written with the conversion next to the network."""
+    if getattr(model, "answers", None) != "velocity":
+        return f"PredictionVelocityModel(network, scheduler, {prediction!r})"
+    inner = _inside(model.model, prediction)
+    return (
+        inner
+        if isinstance(model, PredictionVelocityModel)
+        else f"{type(model).__name__}({inner}, ...)"
+    )

@@ -5,7 +5,8 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fm_ext.models.blocks import broadcast_time, pad_to_multiple
+from fm_ext.models.blocks import check_dtype, pad_to_multiple
+from fm_ext.utils.inputs import sample_time
 
 
 class DoubleConv(nn.Sequential):
@@ -49,9 +50,10 @@ class SmallUNet(nn.Module):
         self, x: Float[Tensor, "batch c_in height width"], t: Float[Tensor, "..."]
     ) -> Float[Tensor, "batch c_out height width"]:
         """Returns the velocity at `x` and `t`; `t` in [0, 1], 0-d or `(batch,)`."""
+        check_dtype(x, self.out)
         height, width = x.shape[-2:]
         x = pad_to_multiple(x, 4)
-        time = broadcast_time(t, len(x)).to(x.dtype)
+        time = sample_time(t, x).to(x.dtype)
         time = repeat(time, "batch -> batch 1 h w", h=x.shape[2], w=x.shape[3])
         e_1 = self.encoder_1(torch.cat([x, time], dim=1))
         e_2 = self.encoder_2(self.pool(e_1))

@@ -12,18 +12,19 @@ from fm_ext.models.blocks import (
     ResBlock,
     TimeEmbedding,
     Upsample,
-    broadcast_time,
+    check_dtype,
     group_norm,
     pad_to_multiple,
     zero,
 )
+from fm_ext.utils.inputs import sample_time
 
-# Side of the image -> arguments. Attention stays below the top level, where it would cost most of the step.
+# Side of the image -> arguments.
 PRESETS: dict[int, dict[str, Any]] = {
-    32: {"channels": 32, "multipliers": (1, 2, 2), "attention": (2,)},
-    64: {"channels": 64, "multipliers": (1, 2, 2, 2), "attention": (3,)},
-    128: {"channels": 64, "multipliers": (1, 2, 3, 4), "blocks": 2, "attention": (3,)},
-    256: {"channels": 96, "multipliers": (1, 1, 2, 4), "blocks": 2, "attention": (3,)},
+    32: {"channels": 32, "multipliers": (1, 2, 2)},
+    64: {"channels": 64, "multipliers": (1, 2, 2, 2)},
+    128: {"channels": 64, "multipliers": (1, 2, 3, 4), "blocks": 2},
+    256: {"channels": 96, "multipliers": (1, 1, 2, 4), "blocks": 2},
 }
 
 
@@ -41,11 +42,12 @@ class UNet(nn.Module):
         channels: width of the top level.
         multipliers: width of each level in units of `channels`; their number, 1 to 6, is the number of levels.
         blocks: residual blocks a level on the way down; one more on the way up.
-        attention: levels that attend, 0 = full resolution. The middle attends if the lowest level does.
+        attention: levels that attend, 0 = full resolution; None for the lowest only, where it costs least. The middle
+            attends if the lowest level does.
         head_channels: channels of one attention head.
         dropout: inside the residual blocks, in [0, 1).
         num_classes: None for no class. Otherwise labels run from 0 to `num_classes`, which is the null class: the one
-            that `label=None` means and that classifier-free guidance needs (arXiv 2207.12598).
+            that `label=None` means (also `null_label`) and that classifier-free guidance needs (arXiv 2207.12598).
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class UNet(nn.Module):
         channels: int = 64,
         multipliers: Sequence[int] = (1, 2, 2),
         blocks: int = 1,
-        attention: Sequence[int] = (2,),
+        attention: Sequence[int] | None = None,
         head_channels: int = 32,
         dropout: float = 0.0,
         num_classes: int | None = None,
@@ -64,18 +66,25 @@ class UNet(nn.Module):
         super().__init__()
         if not 1 <= len(multipliers) <= 6:
             raise ValueError(f"`multipliers` must name 1 to 6 levels; got {tuple(multipliers)}.")
+        last = len(multipliers) - 1
+        attention = (last,) if attention is None else attention
         if not set(attention) <= set(range(len(multipliers))):
             raise ValueError(
-                f"`attention` must name levels from 0 to {len(multipliers) - 1}, the lowest; got {tuple(attention)}."
+                f"`attention` must name levels from 0 to {last}, the lowest; got {tuple(attention)}."
             )
         if channels % head_channels and head_channels % channels:
             raise ValueError(
                 f"`channels` must divide into heads of `head_channels`; got {channels} and {head_channels}."
             )
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(
+                f"`num_classes` must be at least 1, or None for no class; got {num_classes}."
+            )
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
         self.num_classes = num_classes
-        self.stride = 2 ** (len(multipliers) - 1)
+        self.null_label = num_classes
+        self.stride = 2**last
         features = 4 * channels
         widths = [channels * m for m in multipliers]
 
@@ -98,11 +107,10 @@ class UNet(nn.Module):
                 self.down.append(stage(width, out_width, level))
                 width = out_width
                 skips.append(width)
-            if level < len(widths) - 1:
+            if level < last:
                 self.down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
                 skips.append(width)
 
-        last = len(widths) - 1
         self.middle = nn.ModuleList([*stage(width, width, last), *stage(width, width, -1)])
 
         self.up = nn.ModuleList()
@@ -149,21 +157,23 @@ class UNet(nn.Module):
         Args:
             x: `(batch, in_channels, height, width)`, of any height and width.
             t: times in [0, 1], 0-d or `(batch,)`.
-            label: classes `(batch,)` in [0, num_classes]; None for the null class.
+            label: classes `(batch,)` in [0, num_classes], int64; None for the null class.
 
         Raises:
-            ValueError: for a wrong number of channels, a wrong shape of `t`, or a label without `num_classes`.
+            ValueError: for a wrong number of channels, a wrong shape of `t` or `label`, a label without `num_classes`
+                and, on a CPU, a label out of range. On an accelerator the check would wait for the device: there a
+                label out of range is torch's own asynchronous device-side assertion.
+            TypeError: for another dtype of `x` than the weights', or labels that are not int64.
         """
         if x.shape[1] != self.in_channels:
             raise ValueError(
                 f"`x` must have in_channels = {self.in_channels} channels, concatenated ones included; "
                 f"got {tuple(x.shape)}."
             )
-        embedding = self.time(broadcast_time(t, len(x)))
+        check_dtype(x, self.conv_in)
+        embedding = self.time(sample_time(t, x))
         if self.num_classes is not None:
-            if label is None:
-                label = torch.full((len(x),), self.num_classes, device=x.device)
-            embedding = embedding + self.label(label)
+            embedding = embedding + self._embed(self.num_classes, label, x)
         elif label is not None:
             raise ValueError(
                 "`label` was given to a UNet without classes; build it with UNet(num_classes=...)."
@@ -183,6 +193,29 @@ class UNet(nn.Module):
             h = run(layer, h, embedding)
         h = self.conv_out(nn.functional.silu(self.norm_out(h)))
         return h[..., :height, :width]
+
+    def _embed(self, null: int, label: Tensor | None, x: Tensor) -> Tensor:
+        """The embedding of the classes of `x`; `null` is the null class."""
+        if label is None:
+            return self.label(torch.full((len(x),), null, device=x.device))
+        if label.dtype != torch.int64:
+            raise TypeError(
+                f"`label` must be int64; got {label.dtype}. Write `label.long()` for numbers of classes, "
+                "`label.argmax(1)` for one-hot vectors."
+            )
+        if label.shape != x.shape[:1]:
+            raise ValueError(
+                f"`label` must be (batch,), here ({len(x)},); got {tuple(label.shape)}. Write `label.flatten()` for "
+                "(batch, 1), `label.expand(len(x))` for one class for all."
+            )
+        try:
+            return self.label(label)
+        except IndexError as error:  # a CPU looks at each label anyway
+            low, high = label.min(), label.max()
+            raise ValueError(
+                f"`label` must lie in [0, num_classes] = [0, {null}], of which {null} is the "
+                f"null class; got {low} to {high}."
+            ) from error
 
 
 def run(layer: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:

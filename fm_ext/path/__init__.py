@@ -2,17 +2,16 @@
 
 from fm_ext.path.affine import AffineProbPath, CondOTProbPath
 from fm_ext.path.bridge import BridgeProbPath
-from fm_ext.path.coupled import CoupledDiscretePathSample, CoupledPathSample, CoupledProbPath
-from fm_ext.path.masked import MaskedDiscretePathSample, MaskedPathSample, MaskedProbPath
+from fm_ext.path.coupled import CoupledProbPath
+from fm_ext.path.masked import MaskedProbPath
+from fm_ext.path.wrapper import PathWrapper, ProbPath
 
 __all__ = [
     "AffineProbPath",
     "BridgeProbPath",
     "CondOTProbPath",
-    "CoupledDiscretePathSample",
-    "CoupledPathSample",
     "CoupledProbPath",
-    "MaskedDiscretePathSample",
-    "MaskedPathSample",
     "MaskedProbPath",
+    "PathWrapper",
+    "ProbPath",
 ]

@@ -5,21 +5,24 @@ from flow_matching.path import AffineProbPath as UpstreamAffineProbPath
 from flow_matching.path import CondOTProbPath as UpstreamCondOTProbPath
 from flow_matching.path import PathSample
 from flow_matching.path.scheduler import CondOTScheduler, ConvexScheduler, Scheduler
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from fm_ext.path.conversion import Quantity, coefficients
-from fm_ext.path.scheduler.broadcast import time_shape
+from fm_ext.path.prediction import Quantity, coefficients
 from fm_ext.path.scheduler.precision import double
+from fm_ext.path.wrapper import ProbPath
+from fm_ext.utils.inputs import align_time
 
 
-class AffineProbPath(UpstreamAffineProbPath):
+class AffineProbPath(ProbPath, UpstreamAffineProbPath):
     r"""$X_t = \alpha_t X_1 + \sigma_t X_0$, with velocity $\dot X_t = \dot\alpha_t X_1 + \dot\sigma_t X_0$.
 
     A drop-in for upstream's class (Lipman et al., arXiv 2412.06264, section 4.3): the same names, arguments and
     results. `sample` allocates its two results and nothing else of their size, and refuses ends that would broadcast.
-    The conversions `a_to_b(a, x_t, t)` take `t` 0-d, `(batch,)`, `(batch, 1, ..., 1)` or of `x_t`'s shape, and are
-    right up to the ends; see `docs/content/affine.md` for the table.
+    The conversions `a_to_b(a, x_t, t)` take `t` 0-d, `(1,)`, `(batch,)`, `(batch, 1, ..., 1)` or of `x_t`'s shape, and
+    are right up to the ends; see `docs/content/affine.md` for the table. Where the arguments do not determine the
+    answer they raise a ValueError; on an accelerator, and inside `vmap` and `torch.compile`, where `t` cannot be looked
+    at, the answer is NaN there.
 
     Half precision is computed in float32, `t` of any floating dtype is read as it is, and results have the dtype of
     the data. `t` outside [0, 1] is not refused: what happens there is the scheduler's choice.
@@ -40,25 +43,35 @@ class AffineProbPath(UpstreamAffineProbPath):
         self,
         x_0: Float[Tensor, " batch *dim"],
         x_1: Float[Tensor, " batch *dim"],
-        t: Float[Tensor, " batch"],
+        t: Float[Tensor, "..."],
+        *,
+        mask: Bool[Tensor, "..."] | None = None,
+        label: Shaped[Tensor, " batch"] | None = None,
+        condition: Shaped[Tensor, " batch ..."] | None = None,
+        generator: torch.Generator | None = None,
     ) -> PathSample:
         r"""The point and the velocity of the conditional path at `t`.
 
         Args:
             x_0: source, `(batch, ...)`.
             x_1: target, of the same shape and dtype.
-            t: times, `(batch,)`. Where $\dot\sigma$ is infinite (the variance preserving diffusions at t = 1), so is
-                `dx_t`.
+            t: times, 0-d, `(1,)`, `(batch,)` or `(batch, 1, ..., 1)`. Where $\dot\sigma$ is infinite (the variance
+                preserving diffusions at t = 1), so is `dx_t`.
+            mask: not used here; `MaskedProbPath` around this path holds known entries.
+            label: not used.
+            condition: not used.
+            generator: not used.
 
         Returns:
-            `x_t` and `dx_t` in the dtype of the ends; `x_0`, `x_1` and `t` are the arguments themselves.
+            `x_t` and `dx_t` in the dtype of the ends; `x_0` and `x_1` are the arguments themselves, and so is a `t` of
+            shape `(batch,)`, to which others are expanded.
 
         Raises:
-            AssertionError: if the batch sizes differ or `t` is not 1-D (upstream's check).
+            AssertionError: if the batch sizes differ (upstream's check).
             ValueError: if the shapes of the ends differ.
             TypeError: if the ends or `t` are not floating point, or the ends differ in dtype.
         """
-        self.assert_sample_shape(x_0=x_0, x_1=x_1, t=t)
+        t = self._times(x_0, x_1, t)
         check_ends(x_0, x_1, t)
         dtype = x_1.dtype
         compute = torch.promote_types(dtype, torch.float32)
@@ -197,12 +210,12 @@ class AffineProbPath(UpstreamAffineProbPath):
             raise ValueError(
                 f"the {source} and `x_t` must have the same shape; got {tuple(value.shape)} and {tuple(x_t.shape)}."
             )
-        shape = time_shape(t, x_t)
+        t = align_time(t, x_t)
         dtype = torch.promote_types(value.dtype, x_t.dtype)
         compute = torch.promote_types(dtype, torch.float32)
         a, b = coefficients(self.scheduler, source, target, t)
         _refuse_undetermined(f"{source}_to_{target}", a, t)
-        a, b = a.to(compute).view(shape), b.to(compute).view(shape)
+        a, b = a.to(compute), b.to(compute)
         # An infinite velocity at the data must not turn the answer, which does not depend on it, into NaN.
         return (a * x_t + torch.where(b == 0, 0.0, b * value)).to(dtype)
 

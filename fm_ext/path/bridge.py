@@ -1,12 +1,14 @@
 """The Brownian bridge between source and target."""
 
 import torch
-from flow_matching.path import PathSample, ProbPath
-from jaxtyping import Float
+from flow_matching.path import PathSample
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from fm_ext.path.affine import check_ends
 from fm_ext.path.scheduler.precision import double
+from fm_ext.path.wrapper import ProbPath
+from fm_ext.utils.inputs import randn_like
 
 
 class BridgeProbPath(ProbPath):
@@ -30,6 +32,11 @@ class BridgeProbPath(ProbPath):
     """
 
     def __init__(self, sigma: float):
+        if not isinstance(sigma, int | float):
+            raise TypeError(
+                f"`sigma` must be a number, as a bridge wraps no path; got {type(sigma).__name__}. It is the innermost "
+                "path: MaskedProbPath(CoupledProbPath(BridgeProbPath(0.1), coupling))."
+            )
         if not 0 <= sigma < float("inf"):
             raise ValueError(f"`sigma` must be finite and not negative; got {sigma}.")
         self.sigma = sigma
@@ -38,7 +45,11 @@ class BridgeProbPath(ProbPath):
         self,
         x_0: Float[Tensor, " batch *dim"],
         x_1: Float[Tensor, " batch *dim"],
-        t: Float[Tensor, " batch"],
+        t: Float[Tensor, "..."],
+        *,
+        mask: Bool[Tensor, "..."] | None = None,
+        label: Shaped[Tensor, " batch"] | None = None,
+        condition: Shaped[Tensor, " batch ..."] | None = None,
         generator: torch.Generator | None = None,
     ) -> PathSample:
         """A point of the bridge at `t`, and its velocity.
@@ -46,19 +57,23 @@ class BridgeProbPath(ProbPath):
         Args:
             x_0: source, `(batch, ...)`.
             x_1: target, of the same shape and dtype.
-            t: times, `(batch,)`, inside (0, 1) unless sigma is 0.
-            generator: source of the noise, on the device of the ends; the global one if None.
+            t: times, 0-d, `(1,)`, `(batch,)` or `(batch, 1, ..., 1)`, inside (0, 1) unless sigma is 0.
+            mask: not used here; `MaskedProbPath` around this path holds known entries.
+            label: not used.
+            condition: not used.
+            generator: source of the noise, drawn on its device and moved; the global one of the ends' if None.
 
         Returns:
-            `x_t` and `dx_t` in the dtype of the ends; `x_0`, `x_1` and `t` are the arguments themselves.
+            `x_t` and `dx_t` in the dtype of the ends; `x_0` and `x_1` are the arguments themselves, and so is a `t` of
+            shape `(batch,)`, to which others are expanded.
 
         Raises:
-            AssertionError: if the batch sizes differ or `t` is not 1-D (upstream's check).
+            AssertionError: if the batch sizes differ (upstream's check).
             ValueError: for a time outside (0, 1), where the velocity is infinite; or ends of two shapes. Looking at the
                 times would stall an accelerator: there `dx_t` is infinite or NaN instead.
             TypeError: if the ends or `t` are not floating point, or the ends differ in dtype.
         """
-        self.assert_sample_shape(x_0=x_0, x_1=x_1, t=t)
+        t = self._times(x_0, x_1, t)
         check_ends(x_0, x_1, t)
         dtype = x_1.dtype
         compute = torch.promote_types(dtype, torch.float32)
@@ -70,7 +85,7 @@ class BridgeProbPath(ProbPath):
             if t.device.type == "cpu" and not torch.compiler.is_compiling():
                 _refuse_ends(t)
             spread = (time * (1 - time)).sqrt()
-            z = torch.randn(x.shape, dtype=compute, device=x.device, generator=generator)
+            z = randn_like(x, generator)
             x_t.addcmul_((self.sigma * spread).to(compute), z)
             dx_t.addcmul_((self.sigma * (0.5 - time) / spread).to(compute), z)
         return PathSample(x_t=x_t.to(dtype), dx_t=dx_t.to(dtype), x_1=x_1, x_0=x_0, t=t)

@@ -1,43 +1,14 @@
 """Probability paths between sources and targets that a coupling has paired."""
 
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from flow_matching.path import DiscretePathSample, ProbPath
-from jaxtyping import Shaped
+from flow_matching.path import ProbPath
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from fm_ext.coupling import Coupling, GatheredCoupling
-from fm_ext.path.masked import MaskedDiscretePathSample, MaskedPathSample
-from fm_ext.path.wrapper import PathWrapper
-
-UNUSED = frozenset({"label", "condition", "generator"})
-"""What may be given where nothing takes it, so that one coupling can stand in for another."""
-
-
-@dataclass
-class CoupledPathSample(MaskedPathSample):
-    r"""A `PathSample` that remembers which source each target was paired with, and its mask if it has one.
-
-    Attributes:
-        x_0: the source that was used: in the order of the targets, with noise if the coupling adds any.
-        source_index: int64 `(batch,)`, the row of the given `x_0` that it was made from.
-    """
-
-    source_index: Tensor | None = None
-
-
-@dataclass
-class CoupledDiscretePathSample(MaskedDiscretePathSample):
-    r"""A `DiscretePathSample` that remembers which source each target was paired with, and its mask if it has one.
-
-    Attributes:
-        x_0: the source that was used, in the order of the targets.
-        source_index: int64 `(batch,)`, the row of the given `x_0` that it was made from.
-    """
-
-    source_index: Tensor | None = None
+from fm_ext.path.wrapper import PathWrapper, with_fields
 
 
 class CoupledProbPath(PathWrapper):
@@ -50,11 +21,13 @@ class CoupledProbPath(PathWrapper):
     same. Nested in itself, the outer coupling pairs first: `CoupledProbPath(CoupledProbPath(path, NoisySource(0.1)),
     OptimalTransport())` adds noise to optimal pairs.
 
-    Identities that need noise independent of the data (scores, $\epsilon$-prediction, guidance by scores) do not hold
-    under a coupling; the velocity does, and $E[X_1 \mid X_t]$ from it.
+    What the wrapped path has (its scheduler, its conversions) is reachable through the wrapper. Target, epsilon (which
+    is $X_0$) and velocity determine each other at given $X_t$ under any coupling, and so do their means. A score does
+    not: $-E[X_0 \mid X_t] / \sigma_t$ is the score of $X_t$ only if $X_0$ is noise that is independent of the data. The
+    six conversions from and to the score therefore raise, unless the coupling keeps the pairs as they came.
 
     Args:
-        path: the path between the pairs: any upstream path, or ours.
+        path: the path between the pairs: any upstream path, ours, or your own.
         coupling: how the pairs are made.
 
     Raises:
@@ -72,77 +45,93 @@ class CoupledProbPath(PathWrapper):
         if inner is not None and isinstance(inner.coupling, GatheredCoupling):
             raise ValueError(
                 "`path` must not gather inside another coupling: its sources come from all processes, and the outer "
-                "one knows the rows of its own only. Let the outermost coupling be the GatheredCoupling."
+                "one knows the rows of its own only. Let the outermost coupling be the GatheredCoupling: "
+                f"CoupledProbPath(CoupledProbPath(path, {type(coupling).__name__}(...)), "
+                f"GatheredCoupling({type(inner.coupling.coupling).__name__}(...)))."
             )
         self.coupling = coupling
-        self._own = None if coupling.takes is None else coupling.takes | UNUSED
 
     def sample(
         self,
         x_0: Shaped[Tensor, " batch *dim"],
         x_1: Shaped[Tensor, " batch *dim"],
-        t: Shaped[Tensor, " batch"],
-        **conditions: Any,
-    ) -> Any:  # a union would make every user of `dx_t` narrow it first
+        t: Float[Tensor, "..."],
+        *,
+        mask: Bool[Tensor, "..."] | None = None,
+        label: Shaped[Tensor, " batch"] | None = None,
+        condition: Shaped[Tensor, " batch ..."] | None = None,
+        generator: torch.Generator | None = None,
+        **extras: Any,
+    ) -> Any:
         """Pairs, and samples the wrapped path.
 
         Args:
             x_0: sources, `(batch, ...)`.
             x_1: targets, of the same shape.
-            t: times, `(batch,)`.
-            **conditions: what else belongs to the targets, row by row (`label`, `mask`, `condition`), and `generator`:
-                coupling and wrapped path get those that they take. `label`, `condition` and `generator` may go unused.
+            t: times, 0-d, `(1,)`, `(batch,)` or `(batch, 1, ..., 1)`.
+            mask: for the coupling, and for the wrapped path if it is of `fm_ext.path`; so are the next three. It is
+                `MaskedProbPath`, inside or outside, that holds known entries.
+            label: see `mask`.
+            condition: see `mask`.
+            generator: see `mask`.
+            **extras: handed to the wrapped path as they are.
 
         Returns:
-            A `CoupledPathSample`, or a `CoupledDiscretePathSample` over a discrete path.
+            The wrapped path's sample with a field `source_index`, int64 `(batch,)`, the row of the given `x_0` that
+            each source was made from. Its `x_0` is the source that was used, in the order of the targets, with noise if
+            the coupling adds any.
 
         Raises:
-            TypeError: for any other name that neither takes: a misspelt one, or a mask that would hold nothing.
+            TypeError: for a name that the wrapped path does not take.
             ValueError: if the sources that the coupling chose have not the shape of the targets.
+            AssertionError: if the batch sizes differ.
         """
-        self.assert_sample_shape(x_0=x_0, x_1=x_1, t=t)
-        self._check_names(conditions)
-        paired, index = self.coupling(x_0, x_1, **_only(self.coupling.takes, conditions))
+        t = self._times(x_0, x_1, t)
+        given = {"mask": mask, "label": label, "condition": condition, "generator": generator}
+        paired, index = self.coupling(
+            x_0, x_1, mask=mask, label=label, condition=condition, generator=generator
+        )
         if paired.shape != x_1.shape:
             raise ValueError(
                 f"`x_0` and `x_1` must have the same shape, a grey source is not one of colour; got "
                 f"{tuple(paired.shape)} and {tuple(x_1.shape)}. Write `x_0.expand_as(x_1)` if broadcasting is meant."
             )
-        sample = self.path.sample(x_0=paired, x_1=x_1, t=t, **_only(self._inner, conditions))
-        values = {field.name: getattr(sample, field.name) for field in fields(sample)}
-        if isinstance(sample, CoupledPathSample | CoupledDiscretePathSample):
+        sample = self._sample(paired, x_1, t, given, extras)
+        if _nested(self.path) is not None:
             index = index[sample.source_index]
-        values["source_index"] = index
-        if isinstance(sample, DiscretePathSample):
-            return CoupledDiscretePathSample(**values)
-        return CoupledPathSample(**values)
+        return with_fields(sample, source_index=index)
 
     def source(
-        self, x_0: Shaped[Tensor, " batch *dim"], generator: torch.Generator | None = None
+        self,
+        x_0: Shaped[Tensor, " batch *dim"],
+        *,
+        mask: Bool[Tensor, "..."] | None = None,
+        label: Shaped[Tensor, " batch"] | None = None,
+        condition: Shaped[Tensor, " batch ..."] | None = None,
+        generator: torch.Generator | None = None,
     ) -> Shaped[Tensor, " batch *dim"]:
         """What sampling starts from: `x_0`, with what the coupling adds to every source; it needs no target.
 
         Args:
             x_0: sources, `(batch, ...)`.
-            generator: source of the randomness, on the device of `x_0`; the global one if None.
+            mask: for the coupling and the wrapped path; so are the others.
+            label: see `mask`.
+            condition: see `mask`.
+            generator: source of the randomness; the global one if None.
         """
-        return super().source(self.coupling.source(x_0, generator), generator)
+        x_0 = self.coupling.source(
+            x_0, mask=mask, label=label, condition=condition, generator=generator
+        )
+        return super().source(x_0, mask=mask, label=label, condition=condition, generator=generator)
 
-    def _check_names(self, conditions: dict[str, Any]) -> None:
-        taken = self.takes
-        if taken is None:
-            return
-        for name, value in conditions.items():
-            if value is not None and name not in taken:
-                fix = "wrap the path in MaskedProbPath" if name == "mask" else "leave it out"
-                raise TypeError(
-                    f"`{name}` is no condition that {type(self.coupling).__name__} obeys or that "
-                    f"{type(self.path).__name__} takes: {fix}, or give one of {', '.join(sorted(taken))}."
-                )
-
-
-def _only(names: frozenset[str] | None, conditions: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in conditions.items() if names is None or k in names}
+    def _convert(self, name: str, *args: Any, **kwargs: Any) -> Tensor:
+        if "score" in name and not self.coupling.keeps_pairs:
+            raise ValueError(
+                f"`{name}` needs noise that is independent of the data, and {type(self.coupling).__name__} makes "
+                "sources depend on them. Convert target, epsilon or velocity, which determine each other "
+                "under any coupling: path.velocity_to_target(velocity, x_t, t)."
+            )
+        return super()._convert(name, *args, **kwargs)
 
 
 def _nested(path: ProbPath) -> CoupledProbPath | None:

@@ -1,37 +1,13 @@
 """Probability paths on which the known entries of the target stay where they are."""
 
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from flow_matching.path import DiscretePathSample, PathSample
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from fm_ext.mask.check import check_mask
-from fm_ext.path.wrapper import PathWrapper
-
-
-@dataclass
-class MaskedPathSample(PathSample):
-    r"""A `PathSample` that remembers which entries were missing.
-
-    Attributes:
-        mask: bool, broadcastable to `x_1`, True = missing; None when the path was sampled without a mask.
-    """
-
-    mask: Tensor | None = None
-
-
-@dataclass
-class MaskedDiscretePathSample(DiscretePathSample):
-    r"""A `DiscretePathSample` that remembers which entries were missing.
-
-    Attributes:
-        mask: bool, broadcastable to `x_1`, True = missing; None when the path was sampled without a mask.
-    """
-
-    mask: Tensor | None = None
+from fm_ext.path.wrapper import PathWrapper, with_fields
+from fm_ext.utils.inputs import check_mask
 
 
 class MaskedProbPath(PathWrapper):
@@ -46,8 +22,14 @@ class MaskedProbPath(PathWrapper):
     Lipman et al., arXiv 2412.06264, section 4.7). Known entries are pinned after the path was sampled, not pasted
     into `x_0`: pasting moves them to $(\alpha_t + \sigma_t) X_1$, which is right for $\alpha + \sigma = 1$ only.
 
-    Every upstream path can be wrapped, and ours; a mask is drawn by `fm_ext.mask`. On a manifold the mask must leave
-    whole points known or missing, unless the manifold is a product of its coordinates (as the flat torus is).
+    Every upstream path can be wrapped, and ours, and your own; a mask is drawn by `fm_ext.mask`. On a manifold the mask
+    must leave whole points known or missing, unless the manifold is a product of its coordinates (as the flat torus
+    is).
+
+    What the wrapped path has (its scheduler, its conversions) is reachable through the wrapper, so upstream's
+    `MixturePathGeneralizedKL` and `MixtureDiscreteEulerSolver` take a masked discrete path. Conversions take `mask=`,
+    and then answer with `x_t` for the target at known entries, and with 0 for the velocity, for epsilon and for the
+    score, as nothing moves there and there is no noise. Without a mask they are the wrapped path's.
 
     `source(x_0)` is what sampling starts from in the hole: the wrapped path's, for example `x_0` with the noise of
     `CoupledProbPath(path, NoisySource(0.1))`.
@@ -56,49 +38,59 @@ class MaskedProbPath(PathWrapper):
         path: the path of the missing entries.
     """
 
-    _own = frozenset({"mask"})
-
     def sample(
         self,
         x_0: Shaped[Tensor, " batch *dim"],
         x_1: Shaped[Tensor, " batch *dim"],
-        t: Shaped[Tensor, " batch"],
+        t: Float[Tensor, "..."],
+        *,
         mask: Bool[Tensor, "..."] | None = None,
-        **extras: object,
-    ) -> Any:  # a union would make every user of `dx_t` narrow it first
+        label: Shaped[Tensor, " batch"] | None = None,
+        condition: Shaped[Tensor, " batch ..."] | None = None,
+        generator: torch.Generator | None = None,
+        **extras: Any,
+    ) -> Any:
         """Samples the wrapped path in the missing entries.
 
         Args:
             x_0: source, `(batch, ...)`. Its values at known entries are ignored.
             x_1: target, `(batch, ...)`.
-            t: times, `(batch,)`.
+            t: times, 0-d, `(1,)`, `(batch,)` or `(batch, 1, ..., 1)`.
             mask: True = missing. Has as many axes as `x_1`, each of its length or 1: `(batch, 1, height, width)` for
                 images. None samples exactly the wrapped path.
-            **extras: handed to the wrapped path's `sample`, for paths that take more. One that takes a mask, as a
-                `CoupledProbPath` with optimal transport does, gets the mask too.
+            label: for the wrapped path, if it is of `fm_ext.path`; so are `condition`, `generator` and the mask.
+            condition: see `label`.
+            generator: see `label`.
+            **extras: handed to the wrapped path as they are.
 
         Returns:
-            A `MaskedPathSample`, or a `MaskedDiscretePathSample` over a discrete path, or the subclass of either that
-            the wrapped path returns; `x_t` equals `x_1` bit for bit at known entries, and `dx_t` is exactly 0 there.
+            The wrapped path's sample with a field `mask`, `(batch, ...)` or None. With a mask, `x_t` equals `x_1` bit
+            for bit at known entries, and `dx_t`, where the sample has one, is exactly 0 there.
 
         Raises:
-            TypeError: if the mask is not bool.
+            TypeError: if the mask is not bool, or for a name that the wrapped path does not take.
             ValueError: if the mask does not broadcast to `x_1`.
+            AssertionError: if the batch sizes differ.
         """
+        t = self._times(x_0, x_1, t)
         if mask is not None:
-            check_mask(mask, x_1)
-            if self._inner is None or "mask" in self._inner:
-                extras["mask"] = mask
-        sample = self.path.sample(x_0=x_0, x_1=x_1, t=t, **extras)
-        values = {field.name: getattr(sample, field.name) for field in fields(sample)}
-        values["mask"] = mask
+            mask = check_mask(mask, x_1)
+        given = {"mask": mask, "label": label, "condition": condition, "generator": generator}
+        sample = self._sample(x_0, x_1, t, given, extras)
+        values: dict[str, Any] = {"mask": mask}
         if mask is not None:
             values["x_t"] = torch.where(mask, sample.x_t, x_1)
-        if mask is not None and not isinstance(sample, DiscretePathSample):
-            # `where` and not a product: a wrapped path may be infinite at an end point, and 0 * inf is not 0.
-            values["dx_t"] = torch.where(mask, sample.dx_t, 0)
-        if isinstance(sample, MaskedPathSample | MaskedDiscretePathSample):
-            return type(sample)(**values)
-        if isinstance(sample, DiscretePathSample):
-            return MaskedDiscretePathSample(**values)
-        return MaskedPathSample(**values)
+            if hasattr(sample, "dx_t"):
+                # `where` and not a product: a wrapped path may be infinite at an end point, and 0 * inf is not 0.
+                values["dx_t"] = torch.where(mask, sample.dx_t, 0)
+        return with_fields(sample, **values)
+
+    def _convert(self, name: str, *args: Any, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        answer = getattr(self.path, name)(*args, **kwargs)
+        if mask is None:
+            return answer
+        x_t = kwargs["x_t"] if "x_t" in kwargs else args[1]
+        mask = check_mask(mask, x_t, like="x_t")
+        if name == "posterior_to_velocity":  # of tokens, with the vocabulary as last axis
+            mask = mask[..., None]
+        return torch.where(mask, answer, x_t if name.endswith("_to_target") else 0)

@@ -5,6 +5,7 @@ from fm_ext.solver.grids import cosine_grid, karras_grid, shifted_grid, uniform_
 from fm_ext.solver.inpainting import InpaintingSolver
 from fm_ext.solver.likelihood import bits_per_dimension
 from fm_ext.solver.ode import ODESolver
+from fm_ext.solver.reflow import simulate_pairs
 
 __all__ = [
     "ExponentialSolver",
@@ -14,5 +15,6 @@ __all__ = [
     "cosine_grid",
     "karras_grid",
     "shifted_grid",
+    "simulate_pairs",
     "uniform_grid",
 ]

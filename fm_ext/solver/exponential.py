@@ -1,5 +1,6 @@
 """Sampling by the exponential step: DDIM, for any prediction and any schedule."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -8,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fm_ext.models.prediction import PredictionVelocityModel
-from fm_ext.solver.grids import check_grid, equal_steps
-from fm_ext.solver.keywords import EXPONENTIAL_ALIASES, check_extras
+from fm_ext.solver.field import TimePrecision, check_keywords, check_state
+from fm_ext.solver.grids import check_grid, check_number, equal_steps
+from fm_ext.utils.inputs import check_extras, entry_mask
 
 
 class ExponentialSolver(Solver):
@@ -24,8 +26,14 @@ class ExponentialSolver(Solver):
     schedule enters by its values alone, and nothing vanishes where the step arrives: at $t = 1$ the result is
     $\hat x_1$.
 
+    Where a `mask` of the state's entries is among the extras (bool, True = missing), known entries stay as they are in
+    `x_init`, bit for bit: the solver needs no `MaskedVelocityModel`. Start from `torch.where(mask, noise, image)`.
+
     Args:
         model: the network, its prediction and its schedule.
+
+    Raises:
+        TypeError: for any other model.
     """
 
     def __init__(self, model: PredictionVelocityModel):
@@ -33,7 +41,7 @@ class ExponentialSolver(Solver):
         if not isinstance(model, PredictionVelocityModel):
             raise TypeError(
                 f"`model` must be a PredictionVelocityModel, which knows both ends of the path; got "
-                f"{type(model).__name__}. Write PredictionVelocityModel(model, scheduler, prediction=...)."
+                f"{type(model).__name__}. {_advice(model)}"
             )
         self.model = model
 
@@ -41,7 +49,7 @@ class ExponentialSolver(Solver):
         self,
         x_init: Float[Tensor, " batch *dim"],
         step_size: float | None,
-        time_grid: Float[Tensor, " times"] | None = None,
+        time_grid: Float[Tensor, " times"] | Sequence[float] | None = None,
         return_intermediates: bool = False,
         enable_grad: bool = False,
         **model_extras: object,
@@ -63,26 +71,42 @@ class ExponentialSolver(Solver):
 
         Raises:
             TypeError: for a keyword that nothing takes, or a misspelt one, and an `x_init` that is not floating point.
-            ValueError: for a `step_size` that is not positive, or a `time_grid` that leaves [0, 1] or goes neither up
-                nor down.
+            ValueError: for a `step_size` that is not positive, a `time_grid` that leaves [0, 1] or goes neither up nor
+                down, and extras of another length than the batch.
         """
-        check_extras(self.model, model_extras, self.sample, EXPONENTIAL_ALIASES)
-        if step_size is not None and not step_size > 0:
+        check_keywords(self.model, model_extras, self, "sample")
+        if step_size is not None and not (step_size := check_number("step_size", step_size)) > 0:
             raise ValueError(f"`step_size` must be positive or None; got {step_size}.")
-        if not x_init.is_floating_point():
-            raise TypeError(f"`x_init` must be floating point; got {x_init.dtype}.")
+        check_state("x_init", x_init)
         grid = check_grid(time_grid, (0.0, 1.0))
         if min(grid) < 0 or max(grid) > 1:  # where the schedule has no values
             raise ValueError(f"`time_grid` must lie in [0, 1]; got {grid[0]:g} to {grid[-1]:g}.")
-        wide = torch.promote_types(x_init.dtype, torch.float32)
-        x, states = x_init.to(wide), [x_init]
+        extras = check_extras(model_extras, x_init)
+        mask, dtype = entry_mask(extras, x_init), x_init.dtype
+        in_time = TimePrecision(dtype)
+        start = x = x_init.to(torch.promote_types(dtype, torch.float32))
+        states = [x_init]
         with torch.set_grad_enabled(enable_grad):
-            for start, end in pairwise(grid):
-                for t, s in equal_steps(start, end, step_size):
-                    time = torch.tensor(t, dtype=wide, device=x.device)
-                    x_0, x_1 = self.model.ends(x, time, dtype=x_init.dtype, **model_extras)
+            for first, last in pairwise(grid):
+                for t, s in equal_steps(first, last, step_size):
+                    x_0, x_1 = in_time(
+                        lambda time, x=x: self.model.ends(x, time, dtype=dtype, **extras),
+                        torch.tensor(t, dtype=x.dtype, device=x.device),
+                    )
                     at = self.model.path.scheduler(torch.tensor(s, dtype=torch.float64))
                     x = at.alpha_t.item() * x_1 + at.sigma_t.item() * x_0
+                    x = x if mask is None else torch.where(mask, x, start)
                 if return_intermediates:
-                    states.append(x.to(x_init.dtype))
-        return torch.stack(states) if return_intermediates else x.to(x_init.dtype)
+                    states.append(x.to(dtype))
+        return torch.stack(states) if return_intermediates else x.to(dtype)
+
+
+def _advice(model: object) -> str:
+    """How to write what was meant."""
+    inner = getattr(model, "model", None)
+    if not isinstance(inner, PredictionVelocityModel):
+        return "Write PredictionVelocityModel(model, scheduler, prediction=...)."
+    name = type(model).__name__
+    if "mask" in getattr(model, "own", ()):
+        return f"Write ExponentialSolver(model.model), without {name}: with `mask=` it holds known entries itself."
+    return f"Write PredictionVelocityModel({name}(network, ...), scheduler, prediction=...), with {name} inside."

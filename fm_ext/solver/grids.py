@@ -1,8 +1,11 @@
 """Where the steps of a solver fall."""
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from numbers import Real
+from typing import Any
 
 import torch
 from flow_matching.path.scheduler import Scheduler
@@ -77,8 +80,7 @@ def karras_grid(
         ValueError: for fewer than two steps, noise levels that are out of order or that the schedule does not reach,
             or a `rho` that is not positive.
     """
-    if steps < 2:
-        raise ValueError(f"`steps` must be at least 2; got {steps}.")
+    steps = check_count("steps", steps, 2)
     if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(
             f"`sigma_min` and `sigma_max` must satisfy 0 < sigma_min < sigma_max; got {sigma_min} and {sigma_max}."
@@ -102,9 +104,37 @@ def karras_grid(
 
 
 def _unit(steps: int) -> Tensor:
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1; got {steps}.")
+    steps = check_count("steps", steps)
     return torch.arange(steps + 1, dtype=torch.float64) / steps
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """A whole number as an int, also numpy's and a tensor's.
+
+    Raises:
+        ValueError: for anything else, True included, and below `least`.
+    """
+    try:
+        count = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or count < least:
+        raise ValueError(f"`{name}` must be a whole number of at least {least}; got {value!r}.")
+    return count
+
+
+def check_number(name: str, value: Any) -> float:
+    """A number as a float, also numpy's and that of a tensor with one entry.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return float(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        what = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"`{name}` must be a number; got {what}.")
+    return float(value)
 
 
 def check_grid(
@@ -113,7 +143,13 @@ def check_grid(
     """The times as floats, or the default."""
     if time_grid is None:
         return list(default)
-    grid = [float(t) for t in (time_grid.tolist() if isinstance(time_grid, Tensor) else time_grid)]
+    try:
+        grid = [float(t) for t in time_grid]
+    except (TypeError, ValueError, RuntimeError) as error:  # a number, a 0-d tensor, rows
+        what = tuple(time_grid.shape) if isinstance(time_grid, Tensor) else repr(time_grid)
+        raise ValueError(
+            f"`time_grid` must be a sequence of times, for example [0.0, 0.5, 1.0]; got {what}."
+        ) from error
     if len(grid) < 2:
         raise ValueError(f"`time_grid` must hold at least two times; got {len(grid)}.")
     gaps = [b - a for a, b in pairwise(grid)]
@@ -136,18 +172,20 @@ def subdivide(
     if step_size is not None and steps is not None:
         raise ValueError(f"give `step_size` or `steps`, not both; got {step_size} and {steps}.")
     span = abs(grid[-1] - grid[0])
-    if step_size is not None and not 0 < step_size <= span * (1 + 1e-6):
-        raise ValueError(
-            f"`step_size` must be positive and at most the {span:g} between the first and the last time; "
-            f"got {step_size}."
-        )
-    if steps is not None and len(grid) != 2:
-        raise ValueError(
-            f"`steps` counts the equal steps between two times, and `time_grid` has {len(grid)}: leave `steps` out to "
-            "step on the grid, or cut its intervals by `step_size`."
-        )
-    if steps is not None and steps < 1:
-        raise ValueError(f"`steps` must be at least 1; got {steps}.")
+    if step_size is not None:
+        step_size = check_number("step_size", step_size)
+        if not 0 < step_size <= span * (1 + 1e-6):
+            raise ValueError(
+                f"`step_size` must be positive and at most the {span:g} between the first and the last time; "
+                f"got {step_size}."
+            )
+    if steps is not None:
+        steps = check_count("steps", steps)
+        if len(grid) != 2:
+            raise ValueError(
+                f"`steps` counts the equal steps between two times, and `time_grid` has {len(grid)}: leave `steps` out "
+                "to step on the grid, or cut its intervals by `step_size`."
+            )
     return [
         [start, *(t for _, t in equal_steps(start, end, step_size, steps))]
         for start, end in pairwise(grid)

@@ -7,9 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from fm_ext.models.masked import MaskedVelocityModel
-from fm_ext.solver.norm import SampleNorm
-from fm_ext.solver.runge_kutta import Norm, VelocityField
+from fm_ext.solver.methods import Norm, SampleNorm, VelocityField
 
 
 def bits_per_dimension(
@@ -67,8 +65,9 @@ class AugmentedField:
     ):
         self.field, self.shape, self.create_graph = field, x.shape, create_graph
         self.dimensions = math.prod(x.shape[1:])
-        bits = torch.randint(2, (probes, *x.shape), generator=generator, device=x.device)
-        self.probes = 2 * bits.to(torch.promote_types(x.dtype, torch.float32)) - 1
+        device = x.device if generator is None else generator.device
+        bits = torch.randint(2, (probes, *x.shape), generator=generator, device=device)
+        self.probes = 2 * bits.to(x.device, torch.promote_types(x.dtype, torch.float32)) - 1
         self.entries = list(range(self.dimensions))
         if moving is not None:
             moving = moving.expand_as(x)
@@ -135,13 +134,6 @@ class AugmentedField:
             return torch.maximum(torch.as_tensor(norm(x)), SampleNorm()(integrals))
 
         return both
-
-
-def holds_known(model: Callable[..., Tensor]) -> bool:
-    """Whether a model's velocity is 0 at known entries, whatever its network."""
-    return isinstance(
-        getattr(model, "_orig_mod", model), MaskedVelocityModel
-    )  # under torch.compile
 
 
 def log_density(log_p0: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

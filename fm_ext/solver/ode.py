@@ -1,6 +1,7 @@
 """Upstream's ODESolver, without its traps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,14 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fm_ext.models.extras import mask_of
-from fm_ext.solver.compiled import compiled_steps
-from fm_ext.solver.field import Field, collect, parts
-from fm_ext.solver.grids import check_grid
-from fm_ext.solver.keywords import ODE_ALIASES, check_extras
-from fm_ext.solver.likelihood import AugmentedField, holds_known, log_density
-from fm_ext.solver.norm import SampleNorm
-from fm_ext.solver.scheme import Scheme
+from fm_ext.solver.field import Field, check_keywords, check_state, collect
+from fm_ext.solver.grids import check_count
+from fm_ext.solver.likelihood import AugmentedField, log_density
+from fm_ext.solver.methods import Method, SampleNorm, compiled_steps
+from fm_ext.utils.inputs import check_extras, entry_mask, map_samples
 
 
 class ODESolver(UpstreamODESolver):
@@ -26,27 +24,31 @@ class ODESolver(UpstreamODESolver):
     |---|---|---|
     | "euler", "midpoint", "heun2", "heun3", "rk4" | `step_size`, `steps` or `time_grid` | fm_ext |
     | "explicit_adams", "implicit_adams" | the same, of equal length | torchdiffeq |
-    | "dopri5", "bosh3" | `atol`, `rtol` | fm_ext |
-    | "dopri8", "fehlberg2", "adaptive_heun" | `atol`, `rtol` | torchdiffeq |
-    | "RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA" | `atol`, `rtol`; no gradients | scipy, through torchdiffeq |
+    | "dopri5", "bosh3", "dopri8", "fehlberg2", "adaptive_heun" | `atol`, `rtol` | torchdiffeq |
+    | "RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA" | `atol`, `rtol`; no gradients | scipy |
 
     * A keyword that neither the solver nor the model takes is an error, and so is one close to a keyword of the solver.
+    * Extras that are tensors with an axis hold one entry a sample; what all samples share is given as `shared(table)`,
+      from `fm_ext.utils`.
     * Steps are counted in integers: `step_size=1/61` is 61 steps. `solver.nfe` tells how many evaluations the last
       call took.
-    * No evaluation lies outside the time grid, and the result is the end of the last step, not an interpolation
-      (dopri8, fehlberg2, adaptive_heun and scipy's end on the last time, and interpolate there, which rounds).
-    * The error of adaptive methods is measured a sample at a time, and over the missing entries where there is a
-      `mask` among the extras (bool, True = missing, with `x`'s axes; any other `mask` is the model's own affair). The
-      worst sample decides the step that all take. Neighbours change a sample's result within the tolerances only;
-      `batch_size=1` keeps them apart altogether. Scipy has one norm over the whole batch; its tolerances are scaled by
-      the missing share.
-    * In half precision the state and the time are float32, and the model gets `x` in its own dtype.
+    * No evaluation lies outside the time grid. Adaptive methods stop on the last time, and interpolate between steps.
+    * Known entries come back bit for bit under every method, where there is a `mask` among the extras (bool, True =
+      missing, with `x`'s axes; any other `mask` is the model's own affair) and the model holds them, as
+      `MaskedVelocityModel` does.
+    * The error of torchdiffeq's adaptive methods is measured a sample at a time, and over the missing entries where
+      there is such a mask. The worst sample decides the step that all take. Neighbours change a sample's result within
+      the tolerances only; `batch_size=1` keeps them apart altogether. Scipy has one norm over the whole batch; its
+      tolerances are scaled by the missing share.
+    * In half precision the state and the time are float32, and the model gets `x` in its own dtype. A model that fails
+      on the two dtypes at its first evaluation, for it puts `t` beside `x` in one tensor without a cast, is asked again
+      with the time in `x`'s dtype, and gets it so from then on.
 
     Args:
         velocity_model: called as `velocity_model(x=x, t=t, **extras)`, with t 0-d.
-        options: of the method: `first_step`, `max_step`, `safety`, `ifactor`, `dfactor`, `max_num_steps` and
-            `norm` (of a `(batch, ...)` tensor of errors over tolerances) for adaptive ones, those of torchdiffeq
-            for its own; `min_step`, `max_step` and `max_num_steps` for scipy's.
+        options: of the method. torchdiffeq's for its adaptive ones, `norm` being of a `(batch, ...)` tensor of errors
+            over tolerances; `max_order` and `max_iters` for Adams'; `first_step`, `max_step` and, for LSODA, `min_step`
+            for scipy's; `max_num_steps` for all adaptive ones.
         compile: whether `sample` compiles each step of the methods whose row says fm_ext, all its evaluations
             included, by `torch.compile(mode="reduce-overhead")`; a mapping gives other arguments of `torch.compile`.
             On CUDA a step is then the replay of one graph, which a small network, bound by the launches of its kernels,
@@ -101,8 +103,7 @@ class ODESolver(UpstreamODESolver):
             enable_grad: whether to compute gradients. Without them the solver runs under `torch.no_grad`; under
                 `torch.inference_mode` it runs too, but those results cannot be trained on.
             steps: the number of equal steps between two times, instead of `step_size`.
-            batch_size: how many samples to integrate at once; extras that are tensors as long as the batch are
-                split with it, in a dict among the extras too.
+            batch_size: how many samples to integrate at once; extras are split with it, but `shared` ones.
             progress: whether to show a bar that counts evaluations.
             **model_extras: handed to the model.
 
@@ -110,29 +111,26 @@ class ODESolver(UpstreamODESolver):
             `(batch, ...)`, or `(times, batch, ...)` with the intermediates, in the dtype of `x_init`.
 
         Raises:
-            TypeError: for a keyword that nothing takes, or an `x_init` that is not floating point.
-            ValueError: for an unknown method or option, and for steps or tolerances that are missing, contradict
-                each other or do not belong to the method.
+            TypeError: for a keyword that nothing takes, an `x_init` that is not floating point, and a model that
+                answers with no tensor.
+            ValueError: for an unknown method or option, for steps or tolerances that are missing, contradict each
+                other or do not belong to the method, for extras of another length than the batch, and for a model that
+                answers with another shape.
             RuntimeError: where an adaptive method cannot go on; it names the last time.
         """
-        check_extras(self.velocity_model, model_extras, self.sample, ODE_ALIASES)
-        scheme = self._scheme(
-            method=method, step_size=step_size, steps=steps, atol=atol, rtol=rtol,
+        how = self._method(
+            method, (0.0, 1.0), step_size=step_size, steps=steps, atol=atol, rtol=rtol,
             time_grid=time_grid, end_alone=not return_intermediates, enable_grad=enable_grad,
         )  # fmt: skip
-        if not x_init.is_floating_point():
-            raise TypeError(f"`x_init` must be floating point; got {x_init.dtype}.")
-        grid = check_grid(time_grid, (0.0, 1.0))
-        wide = torch.promote_types(x_init.dtype, torch.float32)
+        parts = self._parts("sample", "x_init", x_init, model_extras, batch_size, progress)
         results: list[Tensor] = []
-        self.nfe = 0
-        with torch.set_grad_enabled(enable_grad), tqdm(unit=" nfe", disable=not progress) as bar:
-            for x, extras in parts(x_init, model_extras, batch_size):
-                field = Field(self.velocity_model, extras, x.dtype, bar)
-                norm = scheme.norm(SampleNorm(mask_of(extras, x)))
-                states = scheme.integrate(field, x.to(wide), grid, norm)
-                results.append(collect(x, states, len(grid) if return_intermediates else 1))
-                self.nfe = max(self.nfe, field.nfe)
+        with torch.set_grad_enabled(enable_grad):
+            for part in parts:
+                norm = how.norm(SampleNorm(part.missing))
+                states = map(part.hold, how.integrate(part.field, part.start, norm))
+                results.append(
+                    collect(part.x, states, len(how.grid) if return_intermediates else 1)
+                )
         if len(results) == 1:
             return results[0]
         return torch.cat(results, dim=1 if return_intermediates else 0)
@@ -179,7 +177,7 @@ class ODESolver(UpstreamODESolver):
             enable_grad: whether to compute gradients of the results.
             steps: as in `sample`.
             probes: number of Hutchinson's probes, each one more backward pass an evaluation.
-            generator: source of the probes, on the device of `x_1`.
+            generator: source of the probes, on any device.
             return_error: whether to return the standard error too, which takes two probes or more.
             batch_size: as in `sample`.
             progress: as in `sample`.
@@ -196,22 +194,17 @@ class ODESolver(UpstreamODESolver):
                 a `log_p0` of another shape, and a velocity that carries no gradient.
             RuntimeError: as `sample`.
         """
-        check_extras(self.velocity_model, model_extras, self.compute_likelihood, ODE_ALIASES)
-        scheme = self._scheme(
-            method=method, step_size=step_size, steps=steps, atol=atol, rtol=rtol,
+        how = self._method(
+            method, (1.0, 0.0), step_size=step_size, steps=steps, atol=atol, rtol=rtol,
             time_grid=time_grid, end_alone=not return_intermediates, enable_grad=enable_grad,
         )  # fmt: skip
-        if not x_1.is_floating_point():
-            raise TypeError(f"`x_1` must be floating point; got {x_1.dtype}.")
-        grid = check_grid(time_grid, (1.0, 0.0))
-        if grid[0] < grid[-1]:
+        if how.grid[0] < how.grid[-1]:
             raise ValueError(
-                f"`time_grid` must decrease, from the data to the source; got {grid[0]:g} to {grid[-1]:g}."
+                f"`time_grid` must decrease, from the data to the source; got {how.grid[0]:g} to {how.grid[-1]:g}."
             )
-        if probes < 1 or (return_error and probes < 2 and not exact_divergence):
-            raise ValueError(
-                f"`probes` must be at least 1, and at least 2 for a standard error; got {probes}."
-            )
+        probes = check_count("probes", probes)
+        if return_error and probes < 2 and not exact_divergence:
+            raise ValueError(f"`probes` must be at least 2 for a standard error; got {probes}.")
         if self._compiled is not None:
             raise ValueError(
                 "`compile` is for `sample`: the steps of a likelihood hold derivatives. Compile the model instead: "
@@ -222,29 +215,83 @@ class ODESolver(UpstreamODESolver):
                 "compute_likelihood differentiates the velocity, which torch.inference_mode() forbids; "
                 "torch.no_grad() does not."
             )
-        wide = torch.promote_types(x_1.dtype, torch.float32)
+        parts = self._parts("compute_likelihood", "x_1", x_1, model_extras, batch_size, progress)
         ends, log_ps, errors = [], [], []
-        self.nfe = 0
-        with torch.set_grad_enabled(enable_grad), tqdm(unit=" nfe", disable=not progress) as bar:
-            for x, extras in parts(x_1, model_extras, batch_size):
-                field = Field(self.velocity_model, extras, x.dtype, bar)
+        with torch.set_grad_enabled(enable_grad):
+            for part in parts:
                 count = 0 if exact_divergence else probes
-                mask = mask_of(extras, x)
-                moving = mask if holds_known(self.velocity_model) else None
-                both = AugmentedField(field, x, count, generator, enable_grad, moving)
-                norm = both.norm(scheme.norm(SampleNorm(mask)))
-                state, kept = both.start(x.to(wide)), [x]
-                for state in scheme.integrate(both, state, grid, norm):  # noqa: B020  # the last is used below
+                moving = part.missing if part.holds else None
+                both = AugmentedField(part.field, part.x, count, generator, enable_grad, moving)
+                norm = both.norm(how.norm(SampleNorm(part.missing)))
+                state, kept = both.start(part.start), [part.x]
+                for state in how.integrate(both, state, norm):  # noqa: B020  # the last is used below
                     if return_intermediates:
-                        kept.append(both.split(state)[0].to(x.dtype))
+                        kept.append(part.hold(both.split(state)[0]).to(part.x.dtype))
                 x_0, log_det, error = both.result(state)
-                ends.append(torch.stack(kept) if return_intermediates else x_0.to(x.dtype))
+                x_0 = part.hold(x_0)
+                ends.append(torch.stack(kept) if return_intermediates else x_0.to(part.x.dtype))
                 log_ps.append(log_density(log_p0, x_0) + log_det)
                 errors.append(error)
-                self.nfe = max(self.nfe, field.nfe)
         end = torch.cat(ends, dim=1 if return_intermediates else 0)
         log_p = torch.cat(log_ps)
         return (end, log_p, torch.cat(errors)) if return_error else (end, log_p)
 
-    def _scheme(self, **given: Any) -> Scheme:
-        return Scheme(options=self.options, compiled=self._compiled, **given)
+    def _method(self, name: str, ends: tuple[float, float], **given: Any) -> Method:
+        return Method(name, ends=ends, options=self.options, compiled=self._compiled, **given)
+
+    def _parts(
+        self,
+        method: str,
+        name: str,
+        x: Tensor,
+        extras: dict[str, Any],
+        batch_size: int | None,
+        progress: bool,
+    ) -> "Iterator[Part]":
+        """The batch in pieces, each with the extras of its samples; state and extras are checked before the first."""
+        check_keywords(self.velocity_model, extras, self, method)
+        check_state(name, x)
+        extras = check_extras(extras, x)
+        size = max(1, len(x)) if batch_size is None else check_count("batch_size", batch_size)
+        holds = getattr(self.velocity_model, "holds_known", False)
+        self.nfe = 0
+        return self._pieces(x, extras, size, holds, progress)
+
+    def _pieces(
+        self, x: Tensor, extras: dict[str, Any], size: int, holds: bool, progress: bool
+    ) -> "Iterator[Part]":
+        with tqdm(unit=" nfe", disable=not progress) as bar:
+            for first in range(0, max(1, len(x)), size):
+                piece = slice(first, first + size)
+                own = map_samples(extras, lambda extra, piece=piece: extra[piece])
+                field = Field(self.velocity_model, own, x.dtype, bar)
+                yield Part(x[piece], field, entry_mask(own, x[piece]), holds)
+                self.nfe = max(self.nfe, field.nfe)
+
+
+@dataclass
+class Part:
+    """Some samples of a batch, with all that integrating them takes.
+
+    Args:
+        x: their state at the first time.
+        field: the velocity, with their extras.
+        missing: the mask of entries among those, True = missing; None if there is none.
+        holds: whether the model's velocity is 0 at known entries.
+    """
+
+    x: Tensor
+    field: Field
+    missing: Tensor | None
+    holds: bool
+
+    @property
+    def start(self) -> Tensor:
+        """The state at the first time, in float32 at least."""
+        return self.x.to(torch.promote_types(self.x.dtype, torch.float32))
+
+    def hold(self, state: Tensor) -> Tensor:
+        """A state with its known entries bit for bit, which interpolation of a velocity of 0 may round."""
+        if not self.holds or self.missing is None:
+            return state
+        return torch.where(self.missing, state, self.start)

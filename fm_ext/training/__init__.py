@@ -4,20 +4,15 @@ from fm_ext.training.accelerator import auto_accelerator, leave_to_main
 from fm_ext.training.checkpoint import latest_checkpoint
 from fm_ext.training.config import TrainerConfig
 from fm_ext.training.ema import ExponentialMovingAverage
-from fm_ext.training.time import LogitNormalTime, PowerTime, TimeSampler, UniformTime
 from fm_ext.training.trainer import Trainer
 from fm_ext.training.weights import load_weights
 from fm_ext.training.window import NonFiniteLossError
 
 __all__ = [
     "ExponentialMovingAverage",
-    "LogitNormalTime",
     "NonFiniteLossError",
-    "PowerTime",
-    "TimeSampler",
     "Trainer",
     "TrainerConfig",
-    "UniformTime",
     "auto_accelerator",
     "latest_checkpoint",
     "leave_to_main",

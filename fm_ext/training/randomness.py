@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 
 import torch
+from torch.utils.data import DataLoader, Sampler
 
 
 def derive_seed(*key: int | str) -> int:
@@ -50,6 +51,11 @@ def seed_epoch(loader: object, seed: int, epoch: int, device: torch.device) -> N
         if callable(set_epoch):
             set_epoch(epoch)
         generator = getattr(part, "generator", None)
+        if isinstance(part, DataLoader | Sampler) and hasattr(part, "generator"):
+            # One of its own: of a shared one torch draws a seed for workers that start, not for those that persist.
+            device_of = torch.get_default_device() if generator is None else generator.device
+            generator = torch.Generator(device_of)
+            setattr(part, "generator", generator)  # noqa: B010  # a sampler's type does not name it
         if isinstance(generator, torch.Generator):
             generator.manual_seed(value)
 

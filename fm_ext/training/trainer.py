@@ -185,7 +185,7 @@ class Trainer:
         self.step += 1
         self._position = position
 
-    def _progress_bar(self) -> "tqdm[Any]":
+    def _progress_bar(self) -> tqdm:
         if not self.accelerator.is_main_process:
             return tqdm(disable=True)  # else it is left to TQDM_DISABLE
         return tqdm(total=self.config.steps, initial=self.step, unit="step")

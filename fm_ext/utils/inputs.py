@@ -29,7 +29,7 @@ class shared(Generic[T]):  # a word that is written in calls, like `partial`
         return f"shared({self.value!r})"
 
 
-def align_time(t: Tensor, x: Tensor) -> Tensor:
+def align_time(t: Any, x: Tensor) -> Tensor:
     """`t`, reshaped so that what is computed from it broadcasts beside `x`.
 
     Plain broadcasting lines `(batch,)` up with the last axis of `x`, which is silently wrong for square images whose
@@ -56,7 +56,7 @@ def align_time(t: Tensor, x: Tensor) -> Tensor:
     raise _bad_time(t, x)
 
 
-def sample_time(t: Tensor, x: Tensor) -> Tensor:
+def sample_time(t: Any, x: Tensor) -> Tensor:
     """One time a sample, `(batch,)`, as networks take it.
 
     Args:
@@ -82,7 +82,7 @@ def sample_time(t: Tensor, x: Tensor) -> Tensor:
     return rows[:, 0]
 
 
-def _check_time(t: Tensor) -> None:
+def _check_time(t: Any) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(
             f"`t` must be a tensor; got {type(t).__name__}. Write torch.as_tensor(t, device=x.device)."
@@ -101,7 +101,7 @@ def _bad_time(t: Tensor, x: Tensor) -> ValueError:
     )
 
 
-def check_mask(mask: Tensor, x: Tensor, like: str = "x_1") -> Tensor:
+def check_mask(mask: Any, x: Tensor, like: str = "x_1") -> Tensor:
     """`mask` with the batch axis of `x`; an error unless it is bool and broadcasts to `x` axis by axis.
 
     Args:
@@ -160,19 +160,21 @@ def check_extras(extras: Mapping[str, Any], x: Tensor) -> dict[str, Any]:
         ValueError: for a tensor of another length.
     """
     batch, mask = len(x), entry_mask(extras, x)
+    checked = {
+        name: _walk(value, name, lambda path, tensor: _one_a_sample(path, tensor, batch))
+        for name, value in extras.items()
+        if name != "mask" or mask is None
+    }
+    return checked if mask is None else {**checked, "mask": mask}
 
-    def check(name: str, value: Tensor) -> Tensor:
-        if len(value) != batch:
-            raise ValueError(
-                f"`{name}` must hold one entry a sample, ({batch}, ...); got {tuple(value.shape)}. If all samples "
-                f"share it, write {name}=shared({name}), from fm_ext.utils."
-            )
-        return value
 
-    checked = {name: _walk(value, name, check) for name, value in extras.items() if name != "mask"}
-    if "mask" in extras:
-        checked["mask"] = mask if mask is not None else _walk(extras["mask"], "mask", check)
-    return checked
+def _one_a_sample(name: str, value: Tensor, batch: int) -> Tensor:
+    if len(value) != batch:
+        raise ValueError(
+            f"`{name}` must hold one entry a sample, ({batch}, ...); got {tuple(value.shape)}. If all samples share "
+            f"it, write {name}=shared({name}), from fm_ext.utils."
+        )
+    return value
 
 
 def map_samples(extras: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from flow_matching.path.scheduler import Scheduler
 from flow_matching.utils import ModelWrapper as UpstreamModelWrapper
 from torch import Tensor
 
-from fm_ext.utils.inputs import check_answer, is_wrapper, open_shared, taken_extras
+from fm_ext.utils.inputs import check_answer, entry_mask, is_wrapper, open_shared, taken_extras
 
 
 class ModelWrapper(UpstreamModelWrapper):
@@ -23,6 +23,7 @@ class ModelWrapper(UpstreamModelWrapper):
         schedule: the schedule on which it lives, where something inside says so; else None.
         answers: "velocity" where something inside makes its answer one, whatever the network predicts; else None.
         holds_known: whether its velocity is 0 at known entries where a `mask` is among the extras.
+        reads_mask: whether something inside needs the `mask` for more than handing it to the network.
         null_label: the class that stands for no class, where the network has one; else None.
     """
 
@@ -51,6 +52,11 @@ class ModelWrapper(UpstreamModelWrapper):
         return getattr(self.model, "holds_known", False)
 
     @property
+    def reads_mask(self) -> bool:
+        """Whether something inside needs the `mask` for more than handing it to the network."""
+        return getattr(self.model, "reads_mask", False)
+
+    @property
     def null_label(self) -> int | None:
         """The class that stands for no class."""
         return getattr(self.model, "null_label", None)
@@ -66,10 +72,14 @@ class ModelWrapper(UpstreamModelWrapper):
             TypeError: if it is no tensor.
             ValueError: if it has not the shape of `x`.
         """
-        return check_answer(self._call(x, t, extras), x, self.model)
+        return check_answer(self.call(x, t, extras), x, self.model)
 
-    def _call(self, x: Tensor, t: Tensor, extras: dict[str, Any]) -> Any:
-        return self.model(x=x, t=t, **(extras if is_wrapper(self.model) else open_shared(extras)))
+    def call(self, x: Tensor, t: Tensor, extras: dict[str, Any]) -> Any:
+        """`ask`, whatever the shape of the answer."""
+        if not is_wrapper(self.model):  # a network: wrappers pass on what they were given
+            mask = entry_mask(extras, x)
+            extras = open_shared(extras if mask is None else {**extras, "mask": mask})
+        return self.model(x=x, t=t, **extras)
 
 
 def hold_known(velocity: Tensor, mask: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ class Own(Coupling):
     def __init__(self, dtype, index_dtype, rows=slice(None)):
         self.dtype, self.index_dtype, self.rows = dtype, index_dtype, rows
 
-    def __call__(self, x_0, x_1, **conditions):
+    def __call__(self, x_0, x_1, **words):
         index = torch.arange(len(x_0), dtype=self.index_dtype)[self.rows]
         return x_0[self.rows].to(self.dtype), index
 
@@ -32,8 +32,11 @@ x_0, x_1 = share.pop("x_0"), share.pop("x_1")
 result = {
     "plain": GatheredCoupling(OptimalTransport())(x_0, x_1),
     "label": GatheredCoupling(OptimalTransport())(x_0, x_1, label=share["label"]),
-    "mask": GatheredCoupling(OptimalTransport())(x_0, x_1, mask=share["mask"]),
-    "one mask": GatheredCoupling(OptimalTransport())(x_0, x_1, mask=share["mask"][:1]),
+    "condition": GatheredCoupling(OptimalTransport())(
+        x_0, x_1, condition=share["label"].float()[:, None]
+    ),
+    "mask": GatheredCoupling(OptimalTransport(weight=0.0))(x_0, x_1, mask=share["mask"]),
+    "one mask": GatheredCoupling(OptimalTransport(weight=0.0))(x_0, x_1, mask=share["mask"][:1]),
     "own": GatheredCoupling(Own(torch.float32, torch.int64))(x_0, x_1),
 }
 for name, coupling in {"sinkhorn": SinkhornTransport(), "noise": NoisySource(0.1)}.items():
@@ -48,7 +51,7 @@ try:  # the first process only finds out
 except ValueError as error:
     result["not finite"] = str(error)
 try:
-    GatheredCoupling(SinkhornTransport())(x_0, x_1, generator="none")
+    GatheredCoupling(OptimalTransport())(x_0.long(), x_1.long())
 except Exception as error:
     result["other"] = f"{type(error).__name__}: {error}"
 for name, own in {

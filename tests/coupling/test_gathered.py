@@ -44,8 +44,9 @@ def test_two_processes_get_what_one_gets(whole, shares):
     alone = {
         "plain": OptimalTransport()(x_0, x_1),
         "label": OptimalTransport()(x_0, x_1, label=whole["label"]),
-        "mask": OptimalTransport()(x_0, x_1, mask=whole["mask"]),
-        "one mask": OptimalTransport()(
+        "condition": OptimalTransport()(x_0, x_1, label=whole["label"]),
+        "mask": OptimalTransport(weight=0.0)(x_0, x_1, mask=whole["mask"]),
+        "one mask": OptimalTransport(weight=0.0)(
             x_0, x_1, mask=whole["mask"][[0, 12]].repeat_interleave(12, dim=0)
         ),
         "own": (x_0, torch.arange(24)),

@@ -19,7 +19,7 @@ def test_source_and_call_are_the_same_noise_by_the_same_generator(generator):
     state = generator.get_state()
     trained, _ = NoisySource(0.1)(x_0, x_0, generator=generator, label=torch.zeros(5))
     generator.set_state(state)
-    assert torch.equal(NoisySource(0.1).source(x_0, generator), trained)
+    assert torch.equal(NoisySource(0.1).source(x_0, generator=generator), trained)
 
 
 def test_no_noise_is_the_identity():

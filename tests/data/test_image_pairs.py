@@ -1,5 +1,6 @@
 """Pairs of images: which source meets which target, and when."""
 
+import warnings
 from collections.abc import Callable
 from typing import cast
 
@@ -138,6 +139,62 @@ def test_paired_rows_stay_together_and_are_mirrored_alike(way, both, read_rows):
     assert mirrored == {False, True}
 
 
+@ways
+def test_a_bad_row_takes_both_images_of_its_pair_with_it(way, both, read_rows):
+    data = both()
+    values = data.cast_column("output", datasets.Image(decode=False))["output"][:]
+    values[5] = {"bytes": values[5]["bytes"][:50], "path": None}
+    data = data.remove_columns("output").add_column("output", values, feature=datasets.Image())
+    arguments = {"source_column": "input", "target_column": "output", "on_error": "skip"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loader = image_pair_loader(data, batch_size=11, shuffle=False, **arguments, **way)
+        batches = list(loader)
+    pairs = [
+        (i, j)
+        for batch in batches
+        for (i, _), (j, _) in zip(*(read_rows(batch[s]) for s in ("source", "image")), strict=True)
+    ]
+    kept = [row for row in range(22) if row != 5]
+    if not way["in_memory"]:
+        kept.insert(5, 6)
+    assert pairs == [(row, 21 - row) for row in kept] and loader.dataset.skipped == 1
+
+
+def test_a_stream_of_pairs(both, read_rows):
+    arguments = {"source_column": "input", "target_column": "output", "num_workers": 0}
+    loader = image_pair_loader(both(), batch_size=11, streaming=True, flip=True, **arguments)
+    for batch in loader:
+        sides = (read_rows(batch[side]) for side in ("source", "image"))
+        assert all(i + j == 21 and a == b for (i, a), (j, b) in zip(*sides, strict=True))
+
+
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_one_window_does_not_fit_two_aspect_ratios(crop, encode):
+    """The images of a pair are cropped alike, or it is an error; of several sizes, but one ratio, they are."""
+    ramp = np.tile(np.arange(0, 240, 10, dtype=np.uint8), (8, 1))  # 8x24
+
+    def pairs(*values):
+        kind = datasets.Image()
+        columns = {"input": [encode(values[0])], "output": [encode(values[1])]}
+        features = datasets.Features(input=kind, output=kind)
+        return datasets.Dataset.from_dict(columns, features=features)
+
+    arguments = {"source_column": "input", "target_column": "output", "batch_size": 1}
+    arguments |= {"in_memory": False, "num_workers": 0, "size": 8}
+    apart = pairs(ramp[:, :16], ramp)
+    with pytest.raises(ValueError, match=r"row 0, column 'input'.*8x16 .* 8x24.*`crop=None`"):
+        next(iter(image_pair_loader(apart, crop=crop, **arguments)))
+    (batch,) = image_pair_loader(apart, crop=None, **arguments)
+    assert batch["source"].shape == batch["image"].shape == (1, 1, 8, 8)
+    doubled = np.kron(ramp, np.ones((2, 2), np.uint8))
+    for _ in range(3):
+        loader = image_pair_loader(pairs(doubled, ramp), crop=crop, **arguments)
+        for _ in range(4):
+            (batch,) = loader
+            assert (batch["source"] - batch["image"]).abs().max() < 10 / 127.5
+
+
 def test_without_shuffling_rows_meet_in_order(numbered, rows_of):
     loader = image_pair_loader(numbered(4), numbered(10), batch_size=4, shuffle=False)
     for batches in (list(loader), list(loader)):
@@ -166,19 +223,15 @@ def test_accelerate_goes_to_an_epoch_and_skips(numbered):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source": "stream"}, "`streaming` must be False for pairs, and neither side a stream"),
-        ({"target": "stream"}, "`streaming` must be False for pairs, and neither side a stream"),
-        ({"streaming": True}, "`streaming` must be False for pairs"),
+        ({"source": "stream"}, "`streaming` must be False for two data sets, and neither a stream"),
+        ({"target": "stream"}, "`streaming` must be False for two data sets, and neither a stream"),
+        ({"streaming": True}, "`streaming` must be False for two data sets"),
         ({"target": None}, "`source_column` and `target_column` must be two image columns"),
         (
             {"target": None, "source_column": "image", "target_column": "image"},
             "must be two image columns of a data set of pairs; got 'image' and 'image'",
         ),
-        (
-            {"target": None, "source_column": "a", "target_column": "b", "on_error": "skip"},
-            '`on_error` must be "raise" for paired data',
-        ),
-        ({"batch_size": 23}, "`batch_size` must not exceed the 22 targets"),
+        ({"batch_size": 23}, "`batch_size` must not exceed the 22 rows"),
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
         ({"source_column": "none"}, "`image_column` must be one of the columns"),
     ],

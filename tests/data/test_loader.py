@@ -8,8 +8,7 @@ from torch.utils.data import DataLoader
 
 from fm_ext.data import image_loader
 from fm_ext.data import loader as loader_module
-from fm_ext.data.memory import MemoryImageDataset
-from fm_ext.data.sampler import EpochSampler
+from fm_ext.data.order import EpochDataset, EpochSampler
 
 # How a data set is held, and by how many workers it is decoded.
 WAYS = {
@@ -106,10 +105,27 @@ def test_half_of_the_images_are_mirrored_anew_each_epoch(
     assert 30 < changes < 70
 
 
+class Numbers(EpochDataset):
+    """So many rows, and nothing in them."""
+
+    def __init__(self, rows: int):
+        super().__init__(seed=0, shuffle=True)
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    @property
+    def identity(self) -> dict:
+        return {"rows": self.rows}
+
+    def __getitems__(self, indices: list[int]) -> dict:
+        return {"index": torch.tensor(indices)}
+
+
 def test_a_long_epoch_has_each_row_once() -> None:
     rows = 150_000
-    images = torch.zeros(1, dtype=torch.uint8).expand(rows, 1, 1, 1)
-    sampler = EpochSampler(MemoryImageDataset(images, None), shuffle=True)
+    sampler = EpochSampler(Numbers(rows))
     list(sampler)
     second = np.array(list(sampler))
     assert (second // rows == 1).all() and len(np.unique(second)) == rows == len(sampler)
@@ -170,8 +186,8 @@ def test_auto_keeps_in_memory_what_fits(
         assert not image_loader(numbered(), batch_size=4, flip=True).dataset.in_memory
         assert not image_loader(numbered(23), batch_size=4).dataset.in_memory
         assert not image_loader(numbered(), size=8, crop="random", batch_size=4).dataset.in_memory
-    assert "22 images of 1x8x8 decoded into memory" in caplog.text
-    assert "23 images are decoded as they are read" in caplog.text
+    assert "22 images of 1x8x8 are decoded into memory" in caplog.text
+    assert "23 images of 1x8x8 are decoded as read" in caplog.text
 
 
 def test_images_in_memory_are_kept_on_the_device(
@@ -205,11 +221,11 @@ def test_workers_have_good_defaults(numbered: Callable, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1; got 0"),
         ({"batch_size": 23}, "`batch_size` must not exceed the 22 rows.*drop_last=False"),
-        ({"seed": -1}, "`seed` must be at least 0, got -1"),
-        ({"num_workers": -1}, "`num_workers` must be at least 0, got -1"),
-        ({"size": 0}, "`size` must be at least 1 pixel"),
+        ({"seed": -1}, "`seed` must be at least 0; got -1"),
+        ({"num_workers": -1}, "`num_workers` must be at least 0; got -1"),
+        ({"size": 0}, "`size` must be at least 1; got 0"),
         ({"streaming": True, "in_memory": True}, "`in_memory=True` must be given a data set"),
         ({"crop": "random", "in_memory": True}, '`crop="random"` must be given `in_memory=False`'),
     ],

@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from fm_ext.data import pair_loader, pairs, simulate_pairs
+from fm_ext.data import pair_loader, pairs, write_pairs
+from fm_ext.solver import simulate_pairs
 
 
 class Shift(nn.Module):
@@ -32,7 +33,7 @@ def batches(shape, count=3, rows=5):
 def test_what_is_stored_is_the_flows_both_ends(tmp_path: Path, shape, monkeypatch):
     monkeypatch.setattr(pairs, "SHARD", 8)
     model = Shift().train()
-    assert simulate_pairs(model, batches(shape), tmp_path / "pairs") == 15
+    assert write_pairs(simulate_pairs(model, batches(shape)), tmp_path / "pairs") == 15
     assert model.training and len(list((tmp_path / "pairs").glob("*"))) == 2
     loader = pair_loader(tmp_path / "pairs", batch_size=4, shuffle=False)
     rows = list(loader)
@@ -57,7 +58,7 @@ def test_dtypes_are_kept(tmp_path: Path, shape, dtype):
         def forward(self, x, t, label, mask):
             return torch.zeros_like(x)
 
-    simulate_pairs(Still(), [{"x_0": x_0, "label": small, "mask": mask}], tmp_path)
+    write_pairs(simulate_pairs(Still(), [{"x_0": x_0, "label": small, "mask": mask}]), tmp_path)
     (rows,) = pair_loader(tmp_path, batch_size=6, shuffle=False)
     stored = torch.float32 if dtype == torch.bfloat16 else dtype
     assert rows["x_0"].dtype == rows["x_1"].dtype == stored
@@ -67,7 +68,7 @@ def test_dtypes_are_kept(tmp_path: Path, shape, dtype):
 
 
 def test_rows_stay_whole_and_the_order_is_the_seeds(tmp_path: Path):
-    simulate_pairs(Shift(), batches((2,)), tmp_path)
+    write_pairs(simulate_pairs(Shift(), batches((2,))), tmp_path)
     loader = pair_loader(tmp_path, batch_size=5, seed=3)
     first, second = list(loader), list(loader)
     for epoch in (first, second):
@@ -94,10 +95,13 @@ def test_rows_of_several_shapes_are_refused(tmp_path: Path):
 def test_empty_batches_leave_nothing(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(pairs, "SHARD", 5)
     empty = {"x_0": torch.zeros(0, 2), "label": torch.zeros(0)}
-    assert simulate_pairs(Shift(), [empty, *batches((2,)), empty], tmp_path / "some") == 15
+    assert (
+        write_pairs(simulate_pairs(Shift(), [empty, *batches((2,)), empty]), tmp_path / "some")
+        == 15
+    )
     assert len(list((tmp_path / "some").glob("*"))) == 3
-    with pytest.raises(ValueError, match="`sources` must have a row"):
-        simulate_pairs(Shift(), [empty], tmp_path / "none")
+    with pytest.raises(ValueError, match="`batches` must have a row"):
+        write_pairs(simulate_pairs(Shift(), [empty]), tmp_path / "none")
     assert not list((tmp_path / "none").glob("*.parquet"))
 
 
@@ -109,20 +113,20 @@ def test_what_a_killed_run_leaves_is_not_taken_for_whole(tmp_path: Path, monkeyp
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        simulate_pairs(Shift(), killed(), tmp_path)
+        write_pairs(simulate_pairs(Shift(), killed()), tmp_path)
     assert len(list(tmp_path.glob("*.parquet"))) == 2
     with pytest.raises(ValueError, match="holds unfinished-000: that process was killed"):
         pair_loader(tmp_path, batch_size=1)
     with pytest.raises(ValueError, match="`folder` must hold no pairs yet"):
-        simulate_pairs(Shift(), batches((2,)), tmp_path)
+        write_pairs(simulate_pairs(Shift(), batches((2,))), tmp_path)
 
 
 def test_files_of_any_process_keep_others_out(tmp_path: Path):
-    simulate_pairs(Shift(), batches((2,)), tmp_path)
+    write_pairs(simulate_pairs(Shift(), batches((2,))), tmp_path)
     (file,) = tmp_path.glob("*")
     file.rename(tmp_path / "train-001-00000.parquet")
     with pytest.raises(ValueError, match="`folder` must hold no pairs yet"):
-        simulate_pairs(Shift(), batches((2,)), tmp_path)
+        write_pairs(simulate_pairs(Shift(), batches((2,))), tmp_path)
     assert len(list(tmp_path.glob("*"))) == 1
 
 
@@ -130,12 +134,12 @@ def test_files_of_any_process_keep_others_out(tmp_path: Path):
     ("batch", "error", "message"),
     [
         ({"x": torch.zeros(5, 2), "label": torch.arange(5)}, ValueError, "must have x_0 in each"),
-        ({"x_0": torch.zeros(5, 2)}, ValueError, r"same names in all; got \['x_0'\] after \['la"),
+        ({"x_0": torch.zeros(5, 2)}, ValueError, r"same names in all; got \['x_0', 'x_1'\] after"),
         ({"x_0": torch.zeros(5, 2), "x_1": torch.zeros(5, 2)}, ValueError, "no x_1, which is comp"),
         (
             {"x_0": torch.zeros(5, 2), "label": torch.arange(4)},
             ValueError,
-            r"as many rows of each tensor as of x_0; got .*\(4,\)",
+            r"`label` must hold one entry a sample, \(5, ...\); got \(4,\)",
         ),
         ({"x_0": torch.zeros(5, 2), "label": torch.tensor(1)}, ValueError, "as many rows of each"),
         ({"x_0": torch.zeros(5, 2).long(), "label": torch.arange(5)}, TypeError, "floating point"),
@@ -145,11 +149,11 @@ def test_files_of_any_process_keep_others_out(tmp_path: Path):
 )
 def test_batches_that_cannot_be_stored_are_refused(tmp_path, batch, error, message, untyped):
     with pytest.raises(error, match=message):
-        simulate_pairs(Shift(), [*batches((2,)), batch], tmp_path)
+        write_pairs(simulate_pairs(Shift(), [*batches((2,)), batch]), tmp_path)
 
 
 def test_resuming_inside_an_epoch_gives_its_rest(tmp_path: Path):
-    simulate_pairs(Shift(), batches((2,)), tmp_path)
+    write_pairs(simulate_pairs(Shift(), batches((2,))), tmp_path)
     prepared = lambda: Accelerator(cpu=True).prepare(pair_loader(tmp_path, batch_size=4, seed=3))
     first, second = prepared(), prepared()
     history = [list(first), list(first)]
@@ -161,12 +165,19 @@ def test_resuming_inside_an_epoch_gives_its_rest(tmp_path: Path):
 
 
 def test_bad_input(tmp_path: Path):
-    with pytest.raises(ValueError, match="`sources` must have a row"):
-        simulate_pairs(Shift(), [], tmp_path)
+    with pytest.raises(ValueError, match="`batches` must have a row"):
+        write_pairs(simulate_pairs(Shift(), []), tmp_path)
     with pytest.raises(ValueError, match="`folder` must hold pairs"):
         pair_loader(tmp_path, batch_size=1)
-    simulate_pairs(Shift(), batches((2,)), tmp_path)
+    write_pairs(simulate_pairs(Shift(), batches((2,))), tmp_path)
     with pytest.raises(ValueError, match="`folder` must hold no pairs yet"):
-        simulate_pairs(Shift(), batches((2,)), tmp_path)
-    with pytest.raises(ValueError, match="`batch_size` must be at most 15, got 16"):
+        write_pairs(simulate_pairs(Shift(), batches((2,))), tmp_path)
+    with pytest.raises(ValueError, match=r"must not exceed the 15 rows of the split.*got 16"):
         pair_loader(tmp_path, batch_size=16)
+
+
+def test_the_folder_may_be_in_the_home(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_pairs(simulate_pairs(Shift(), batches((2,))), tmp_path / "pairs")
+    (rows,) = pair_loader("~/pairs", batch_size=15)
+    assert len(rows["x_0"]) == 15

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 
 import datasets
@@ -5,6 +6,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fm_ext.data.pixels import fit, to_float, to_grey_or_rgb
 
@@ -68,7 +71,7 @@ def picture(mode: str) -> PIL.Image.Image:
     ],
 )
 def test_every_mode_becomes_opaque_grey_or_rgb(mode: str, left: int | tuple) -> None:
-    image = to_grey_or_rgb(picture(mode))
+    image = to_grey_or_rgb(picture(mode), (0, 65535))
     assert image.mode == ("L" if isinstance(left, int) else "RGB")
     pixels = np.asarray(image).astype(int)
     np.testing.assert_allclose(pixels[0, 0], left, atol=2 if mode == "YCbCr" else 0)
@@ -80,42 +83,97 @@ def test_half_transparent_is_half_white() -> None:
     np.testing.assert_allclose(np.asarray(to_grey_or_rgb(image))[0, 0], (177, 127, 127), atol=1)
 
 
-def test_16_bits_survive_a_png(encode: Callable[..., dict]) -> None:
-    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
-    image = datasets.Image().decode_example(encode(levels * 257))
-    np.testing.assert_array_equal(np.asarray(to_grey_or_rgb(image)), levels)
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_the_declared_range_becomes_black_to_white(bits: int, encode: Callable[..., dict]) -> None:
+    white = 2**bits - 1
+    levels = np.arange(256).reshape(16, 16) * white / 255
+    for dtype in (np.uint16, np.int32, np.float32):
+        image = PIL.Image.fromarray(np.rint(levels).astype(dtype))
+        image = datasets.Image().decode_example(encode(image, "tiff"))
+        expected = np.arange(256).reshape(16, 16)
+        np.testing.assert_array_equal(to_grey_or_rgb(image, (0, white)), expected)
+    image = PIL.Image.fromarray((levels / white * 2 - 1).astype(np.float32))
+    np.testing.assert_array_equal(to_grey_or_rgb(image, (-1, 1)), expected)
 
 
-@pytest.mark.parametrize(
-    ("pixels", "message"),
-    [
-        (np.full((2, 2), 70000, np.int32), r"mode I must lie in 0\.\.65535"),
-        (np.ones((2, 2), np.float32), "no known range"),
-    ],
-)
-def test_unknown_ranges_are_errors(pixels: np.ndarray, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        to_grey_or_rgb(PIL.Image.fromarray(pixels))
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_a_mode_without_a_range_is_refused_and_the_advice_works(dtype) -> None:
+    image = PIL.Image.fromarray(np.arange(4, dtype=dtype).reshape(2, 2) + 7)
+    with pytest.raises(
+        ValueError, match=r"mode (I|F).*they lie in 7\.\.10\. Fix: `pixel_range="
+    ) as got:
+        to_grey_or_rgb(image)
+    for advice in re.findall(r"\((\d+), (\d+)\)", str(got.value)):
+        black, white = map(int, advice)
+        assert to_grey_or_rgb(image, (black, white)).getextrema()[1] == round(10 * 255 / white)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1, 4096])
+def test_pixels_outside_of_the_declared_range_are_errors(value: float) -> None:
+    pixels = np.array([[0, 5], [7, value]], np.float32)
+    with pytest.raises(ValueError, match=r"mode F outside of `pixel_range`, 0\.\.4095; got"):
+        to_grey_or_rgb(PIL.Image.fromarray(pixels), (0, 4095))
+
+
+def constant(width: int, height: int) -> PIL.Image.Image:
+    return PIL.Image.new("RGB", (width, height), (93, 94, 95))
 
 
 @pytest.mark.parametrize("crop", ["center", "random", None])
 @pytest.mark.parametrize("size", [(8, 8), (5, 9), (32, 20)])
 def test_fit_gives_the_size_and_keeps_a_constant(crop, size: tuple[int, int]) -> None:
-    image = torch.full((3, 12, 7), 93, dtype=torch.uint8)
-    assert torch.equal(fit(image, size, crop), torch.full((3, *size), 93, dtype=torch.uint8))
+    fitted = fit(constant(7, 12), size, crop)
+    assert fitted.tobytes() == constant(size[1], size[0]).tobytes()
+    assert fitted.size == (size[1], size[0])
 
 
 def test_center_crop_keeps_the_middle_and_the_aspect_ratio() -> None:
-    image = torch.arange(8, 248, 10, dtype=torch.uint8).expand(1, 8, 24)
-    assert torch.equal(fit(image, (8, 8), "center"), image[..., 8:16])
-    assert torch.equal(fit(image, (8, 8), "random", 0.0), image[..., :8])
-    assert torch.equal(fit(image, (8, 8), "random", 0.99), image[..., 16:])
-    squeezed = fit(image, (8, 8), None)[0, 0].float()
-    assert squeezed.diff().min() > 20 and squeezed[0] < 30 and squeezed[-1] > 220
+    pixels = np.tile(np.arange(8, 248, 10, dtype=np.uint8), (8, 1))
+    image = PIL.Image.fromarray(pixels)
+    np.testing.assert_array_equal(fit(image, (8, 8), "center"), pixels[:, 8:16])
+    np.testing.assert_array_equal(fit(image, (8, 8), "random", 0.0), pixels[:, :8])
+    np.testing.assert_array_equal(fit(image, (8, 8), "random", 0.99), pixels[:, 16:])
+    squeezed = np.asarray(fit(image, (8, 8), None)).astype(int)[0]
+    assert np.diff(squeezed).min() > 20 and squeezed[0] < 30 and squeezed[-1] > 220
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    source=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    crop=st.sampled_from(["center", "random", None]),
+    place=st.floats(0, 1, exclude_max=True),
+)
+def test_the_window_is_that_of_scaling_first(size, source, crop, place) -> None:
+    pixels = np.random.default_rng(0).uniform(0, 255, source).astype(np.float32)
+    scale = max(size[0] / source[0], size[1] / source[1])
+    scaled = [max(n, round(m * scale)) for n, m in zip(size, source, strict=True)]
+    scaled = list(size) if crop is None else scaled
+    whole = PIL.Image.fromarray(pixels).resize(scaled[::-1], PIL.Image.Resampling.BICUBIC)
+    top, left = (int(place * (m - n + 1)) for m, n in zip(scaled, size, strict=True))
+    expected = np.asarray(whole)[top : top + size[0], left : left + size[1]]
+    fitted = np.asarray(fit(PIL.Image.fromarray(pixels), size, crop, place))
+    np.testing.assert_allclose(fitted, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("source", [(20_000, 1), (1, 20_000)])
+@pytest.mark.parametrize("crop", ["center", "random", None])
+def test_no_image_is_scaled_beyond_what_is_kept(source, crop, monkeypatch) -> None:
+    """Of 20,000x1 pixels, one covers the square; Pillow is asked for nothing larger than the result."""
+    asked = []
+    resize = PIL.Image.Image.resize
+
+    def counting(self, size, *args, **kwargs):
+        asked.append(size)
+        return resize(self, size, *args, **kwargs)
+
+    monkeypatch.setattr(PIL.Image.Image, "resize", counting)
+    assert fit(constant(*source), (64, 64), crop, 0.3).tobytes() == constant(64, 64).tobytes()
+    assert asked == [(64, 64)]
 
 
 def test_resizing_is_antialiased() -> None:
     """Noise averages out where many pixels become one; without antialiasing it stays."""
-    noise = torch.randint(0, 256, (1, 128, 128), dtype=torch.uint8)
-    small = fit(noise, (17, 17), "center").float()
-    assert small.std() < noise.float().std() / 3
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128), np.uint8)
+    small = np.asarray(fit(PIL.Image.fromarray(noise), (17, 17), "center"))
+    assert small.std() < noise.std() / 3

@@ -87,7 +87,8 @@ import json, sys
 import datasets, numpy as np, torch
 from accelerate import Accelerator
 from PIL import Image
-from fm_ext.data import image_pair_loader, pair_loader, simulate_pairs
+from fm_ext.data import image_pair_loader, pair_loader, write_pairs
+from fm_ext.solver import simulate_pairs
 
 class Shift(torch.nn.Module):
     def forward(self, x, t):
@@ -106,7 +107,7 @@ def numbers(batch):
 def attempt(count):
     try:
         x = torch.arange(count).float()[:, None] + 12 * accelerator.process_index
-        return simulate_pairs(Shift(), [{"x_0": x}], sys.argv[1] + "/pairs")
+        return write_pairs(simulate_pairs(Shift(), [{"x_0": x}]), sys.argv[1] + "/pairs")
     except ValueError as error:
         return str(error)
 

@@ -100,7 +100,7 @@ def test_what_is_not_there_is_named(write: Callable, numbered: Callable, tmp_pat
         image_loader(tmp_path / "nowhere", batch_size=4)
     with pytest.raises(ValueError, match=r"`source` must be an existing folder.*nowhere"):
         image_loader("./nowhere", batch_size=4)
-    with pytest.raises(ValueError, match=r"`split` must be one of \['test', 'train'\], got 'val'"):
+    with pytest.raises(ValueError, match=r"`split` must be one of \['test', 'train'\]; got 'val'"):
         image_loader(write("DatasetDict"), split="val", batch_size=4)
     with pytest.raises(ValueError, match=r"val.*train"):
         image_loader(write("parquet"), split="val", batch_size=4)

@@ -1,18 +1,20 @@
 """Laws of the velocity loss."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 from flow_matching.path import CondOTProbPath, PathSample
 
 from fm_ext.loss import velocity_loss
-from fm_ext.path import MaskedPathSample
+from fm_ext.path import MaskedProbPath
 
 
 def sample(dx_t, mask=None):
+    """What a masked path returns between 0 and `dx_t`."""
     zero = torch.zeros_like(dx_t)
-    return MaskedPathSample(
-        x_1=zero, x_0=zero, t=torch.zeros(len(dx_t)), x_t=zero, dx_t=dx_t, mask=mask
-    )
+    result = MaskedProbPath(CondOTProbPath()).sample(zero, zero, torch.zeros(len(dx_t)), mask=mask)
+    return replace(result, dx_t=dx_t)
 
 
 def test_without_mask_it_is_the_mean_square():
@@ -59,6 +61,30 @@ def test_nothing_missing_is_zero_not_nan():
     v = torch.randn(4, 1, 4, 4)
     mask = torch.zeros(4, 1, 4, 4, dtype=torch.bool)
     assert velocity_loss(v, sample(v + 1, mask)) == 0
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_an_empty_batch_is_zero_and_differentiable(reduction, masked):
+    v = torch.randn(0, 3, 4, 4, requires_grad=True)
+    mask = torch.ones(0, 1, 4, 4, dtype=torch.bool) if masked else None
+    loss = velocity_loss(v, sample(v.detach(), mask), reduction=reduction)
+    assert loss.shape == (() if reduction != "none" else (0,)) and loss.sum() == 0
+    loss.sum().backward()
+    assert v.grad.shape == v.shape
+
+
+def test_the_mask_of_ones_own_sample_is_obeyed_and_checked():
+    @dataclass
+    class Own(PathSample):
+        mask: torch.Tensor
+
+    v = torch.randn(4, 3, 4, 4)
+    mask = torch.rand(4, 1, 4, 4) < 0.5
+    given = Own(x_1=v, x_0=v, t=v[:, 0, 0, 0], x_t=v, dx_t=v + torch.where(mask, 2, 9), mask=mask)
+    torch.testing.assert_close(velocity_loss(v, given), torch.tensor(4.0))
+    with pytest.raises(TypeError, match="`mask` must be bool with True = missing"):
+        velocity_loss(v, replace(given, mask=mask.float()))
 
 
 def test_half_precision_is_summed_in_float32():

@@ -74,6 +74,55 @@ def test_a_generator_leaves_the_global_state_alone(mask, device, generator):
 
 
 @defaults
+def test_a_generator_of_another_device(mask, generator):
+    """Numbers are drawn on the generator's device, and the masks moved to the data's."""
+    drawn = mask(4, (32, 32), device="meta", generator=generator)
+    assert drawn.device.type == "meta" and drawn.shape == (4, 1, 32, 32)
+    moved = generator.get_state()
+    twin = torch.Generator().manual_seed(0)
+    mask(4, (32, 32), generator=twin)
+    assert torch.equal(moved, twin.get_state())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device with data")
+@defaults
+def test_the_device_does_not_matter_beside_the_generator(mask):
+    here, there = (
+        mask(4, (32, 32), device=d, generator=torch.Generator().manual_seed(0))
+        for d in ("cpu", "cuda")
+    )
+    assert torch.equal(here, there.cpu())
+
+
+@defaults
+def test_compiled_masks_are_the_same_masks(mask, generator, untyped):
+    """At changing batches and sizes, where a traced draw fails."""
+    torch.compiler.reset()
+    compiled = torch.compile(mask, backend="eager")
+    for seed, (batch, size) in enumerate([(4, (32, 40)), (7, (32, 40)), (5, (28, 28))]):
+        torch.manual_seed(seed)
+        expected = mask(batch, size)
+        torch.manual_seed(seed)
+        assert torch.equal(compiled(batch, size), expected)
+        expected = mask(batch, size, generator=generator.manual_seed(seed))
+        drawn = compiled(batch, size, generator=generator.manual_seed(seed))
+        assert torch.equal(drawn, expected)
+
+
+def test_masks_inside_a_compiled_step(untyped):
+    @torch.compile(backend="eager")
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(RandomBox()(len(x), x.shape[-2:]), 0, x + 1)
+
+    for batch in (3, 4, 6):
+        x = torch.ones(batch, 1, 16, 16)
+        torch.manual_seed(batch)
+        expected = torch.where(RandomBox()(batch, (16, 16)), 0, x + 1)
+        torch.manual_seed(batch)
+        assert torch.equal(step(x), expected)
+
+
+@defaults
 def test_without_a_generator_the_global_seed_decides(mask):
     torch.manual_seed(5)
     first = mask(4, (32, 32))
@@ -164,14 +213,66 @@ def test_unreachable_bounds_name_the_nearest_fractions():
 
 @defaults
 def test_arguments_out_of_range(mask):
-    with pytest.raises(ValueError, match="`batch` must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="`batch` must be at least 0; got -1"):
         mask(-1, (8, 8))
-    with pytest.raises(ValueError, match=r"`size` must be \(height, width\) .* got \(0, 8\)"):
+    with pytest.raises(ValueError, match="`size` must be at least 1; got 0"):
         mask(1, (0, 8))
-    with pytest.raises(ValueError, match="`generator` must be on the device of the masks, cuda"):
-        mask(1, (8, 8), device="cuda", generator=torch.Generator())
     with pytest.raises(FrozenInstanceError):
         mask.area = (0.1, 0.2)
+
+
+@defaults
+@pytest.mark.parametrize(
+    ("batch", "size", "error", "message"),
+    [
+        (
+            2.0,
+            (8, 8),
+            TypeError,
+            r"`batch` must be in whole numbers, at least 0; got 2\.0 of type fl",
+        ),
+        (
+            2,
+            (8.0, 8),
+            TypeError,
+            r"`size` must be in whole numbers, at least 1; got 8\.0 of type flo",
+        ),
+        (2, 8.0, ValueError, r"`size` must be \(height, width\) in pixels; got 8\.0"),
+        (2, 8, ValueError, r"`size` must be \(height, width\) in pixels; got 8"),
+        (2, (3, 8, 9), ValueError, r"`size` must be .* got \(3, 8, 9\)\. Fix: `\(8, 9\)`"),
+        (2, torch.Size((2, 3, 8, 9)), ValueError, r"Fix: `\(8, 9\)`"),
+    ],
+)
+def test_arguments_of_another_kind(mask, batch, size, error, message, untyped):
+    with pytest.raises(error, match=message) as got:
+        mask(batch, size)
+    if "Fix" in str(got.value):
+        assert mask(2, eval(str(got.value).split("`")[-2])).shape == (2, 1, 8, 9)
+
+
+@kinds
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    low=st.floats(0, 1),
+    width=st.sampled_from([0.0, 0.02, 1.0]),
+)
+def test_the_advice_on_the_area_works(kind, size, low, width):
+    """Also for 0..1, which no bound widens: an image of one pixel has masks that are empty or full.
+
+    A kind that cannot have every number of pixels may go on to say what it can have.
+    """
+    area = (low, min(1.0, low + width)) if width < 1 else (0.0, 1.0)
+    for _ in range(3):
+        try:
+            assert KINDS[kind](area)(2, size).shape == (2, 1, *size)
+            return
+        except ValueError as error:
+            message = str(error)
+        assert "`area` must hold a fraction that" in message
+        (advice,) = re.findall(r"`area=(\([^)]*\))`", message)
+        area = eval(advice)
+    raise AssertionError(message)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +285,9 @@ def test_arguments_out_of_range(mask):
         (RandomBox, "side", (0.5, 1.5)),
         (FreeForm, "strokes", (0, 3)),
         (Irregular, "segments", (4, 3)),
+        (FreeForm, "strokes", (1.5, 3)),
+        (FreeForm, "area", 0.3),
+        (FreeForm, "area", ("0", "1")),
         (FreeForm, "length", (-0.1, 0.3)),
         (Irregular, "length", (float("nan"), 0.3)),
         (FreeForm, "width", (0.0, 0.1)),
@@ -191,8 +295,10 @@ def test_arguments_out_of_range(mask):
         (FreeForm, "turn", (0.0, 4.0)),
     ],
 )
-def test_parameters_out_of_range(kind, field, value):
-    with pytest.raises(ValueError, match=rf"`{field}` must be \(smallest, largest\) with .* got"):
+def test_parameters_out_of_range(kind, field, value, untyped):
+    with pytest.raises(
+        ValueError, match=rf"`{field}` must be \(smallest, largest\).* with .*; got"
+    ):
         kind(**{field: value})
 
 

@@ -79,9 +79,9 @@ def test_the_two_conventions_and_their_cost():
     w = 1.5  # upstream's cfg_scale
     got = GuidedVelocityModel(model, weight=w)(x=X, t=t, label=LABEL)
     assert_close(got, (1 + w) * plain - w * null)
-    assert torch.equal(got, GuidedVelocityModel(model, scale=1 + w)(x=X, t=t, label=LABEL))
+    assert torch.equal(got, GuidedVelocityModel(model, guidance_scale=1 + w)(x=X, t=t, label=LABEL))
     assert model.batches[5:] == [12, 12]
-    assert "scale=2.5, on=['label']" in repr(GuidedVelocityModel(model, weight=w))
+    assert "guidance_scale=2.5, on=['label']" in repr(GuidedVelocityModel(model, weight=w))
 
 
 def test_outside_the_interval_it_is_the_conditional_model():
@@ -252,7 +252,8 @@ def test_guidance_hides_what_it_says_in_training_mode_too(scale, around):
     class Sees(nn.Module):
         def forward(self, x, t, label):
             self.modes = self.training
-            return 10.0 * label.view(-1, 1, 1, 1) + (x[:, 1:] == -1) + 0 * x[:, :1]
+            hidden = (x[:, 1:] == -1).any(3, keepdim=True).any(2, keepdim=True)
+            return 10.0 * label.view(-1, 1, 1, 1) + hidden + 0 * x[:, :1]
 
     network = Sees()
     wrapper = UNetWrapper(
@@ -263,8 +264,9 @@ def test_guidance_hides_what_it_says_in_training_mode_too(scale, around):
     x, mask = torch.randn(64, 1, 2, 2), torch.rand(64, 1, 2, 2) < 0.5
     label = torch.ones(64, dtype=torch.long)
     got = guided(x=x, t=torch.tensor(0.5), label=label, mask=mask)
-    null = 30.0 + ~mask
-    assert_close(got, null + scale * (10.0 - null))
+    null = 30.0 + (~mask).any(3, keepdim=True).any(2, keepdim=True).float()
+    expected = (null + scale * (10.0 - null)).expand_as(x)
+    assert_close(got, expected if around is None else torch.where(mask, expected, 0))
     assert wrapper.training and network.modes, "the network keeps its mode"
 
 
@@ -356,8 +358,8 @@ def test_one_network_under_labels_and_masks():
 
 def test_bad_input(untyped):
     model = Mixture()
-    for arguments in ({}, {"scale": 1.0, "weight": 0.0}):
-        with pytest.raises(TypeError, match=r"give either `scale` .* or `weight`"):
+    for arguments in ({}, {"guidance_scale": 1.0, "weight": 0.0}):
+        with pytest.raises(TypeError, match=r"give either `guidance_scale` .* or `weight`"):
             GuidedVelocityModel(model, **arguments)
     with pytest.raises(ValueError, match=r"`interval` must be two times, first < last"):
         GuidedVelocityModel(model, 2.0, interval=(0.5, 0.5))
@@ -370,7 +372,7 @@ def test_bad_input(untyped):
         guided(x=X, t=TIMES[0])
     with pytest.raises(
         ValueError,
-        match=r"`label` is guided on and must be a tensor of one entry a sample, 6; got \(1,\)",
+        match=r"`label` must hold one entry a sample, \(6, ...\); got \(1,\)",
     ):
         guided(x=X, t=TIMES[0], label=LABEL[:1])
     with pytest.raises(ValueError, match=r"`mask_dropout` must lie in \[0, 1\); got 1"):

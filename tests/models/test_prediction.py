@@ -24,6 +24,7 @@ ARGUMENTS = {
     "polynomial": {"n": 2},
     "beta_table": {"betas": torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square()},
     "shifted": {"scheduler": {"name": "cond_ot"}, "shift": 3.0},
+    "shifted_convex": {"scheduler": {"name": "cond_ot"}, "shift": 3.0},
 }
 SCHEDULERS = {name: get_scheduler(name, **ARGUMENTS.get(name, {})) for name in scheduler_names()}
 SCHEDULERS["polynomial_3.5"] = get_scheduler("polynomial", n=3.5)
@@ -209,6 +210,6 @@ def test_bad_input(untyped):
         PredictionVelocityModel(net, "vp", "x_1")
     model = PredictionVelocityModel(Constant(torch.zeros(2, 1)), CondOTScheduler(), "x_1")
     with pytest.raises(
-        ValueError, match=r"`model` must answer with `x`'s shape \(2, 3\).*\(2, 1\)"
+        ValueError, match=r"`model` must answer with the shape of its state, \(2, 3\).*\(2, 1\)"
     ):
         model(x=torch.zeros(2, 3), t=torch.tensor(0.5))

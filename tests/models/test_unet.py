@@ -3,10 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
 
-from fm_ext.models import SmallUNet, UNet
-from fm_ext.models.blocks import Attention, ResBlock, Upsample, zero
+from fm_ext.models import MLP, SmallUNet, UNet
+from fm_ext.models.blocks import Attention, ResBlock, Upsample, attend, zero
 
 
 def tiny(**changes) -> UNet:
@@ -71,10 +73,7 @@ def test_every_residual_block_feels_time_and_class():
 
 
 def test_time_is_resolved_over_the_whole_interval():
-    embedding = tiny().time
-    t = torch.linspace(0, 1, 101)
-    angles = t[:, None] * embedding.frequencies
-    features = torch.cat([angles.cos(), angles.sin()], dim=1)
+    features = tiny().time.features(torch.linspace(0, 1, 101), torch.float32)
     distance = (features[1:] - features[:-1]).norm(dim=1)
     assert distance.min() > 0.5
 
@@ -115,6 +114,152 @@ def test_attention_against_softmax(heads):
     weights = (torch.einsum("bihd,bjhd->bhij", q, k) / (16 // heads) ** 0.5).softmax(-1)
     h = attention.out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))
     torch.testing.assert_close(attention(x), x + h.mT.reshape(2, 16, 3, 5))
+
+
+def double_net(**changes) -> UNet:
+    return awake(tiny(multipliers=(1, 2), num_classes=2, **changes)).double().eval()
+
+
+def test_networks_hold_no_constant():
+    """A buffer would be cast with the weights, and left uninitialised by a construction on the meta device."""
+    for net in (tiny(num_classes=3), SmallUNet(), MLP()):
+        assert not list(net.buffers())
+
+
+def test_half_precision_rounds_weights_and_not_times():
+    embedding = tiny(channels=32, head_channels=32).time
+    t = torch.linspace(0, 1, 101)
+    seen = []
+    embedding.net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    embedding(t)
+    embedding.bfloat16()(t)
+    torch.testing.assert_close(seen[1].float(), seen[0], rtol=0, atol=2**-8)
+    assert embedding.half()(t).dtype == torch.float16
+
+
+def test_built_on_meta_and_loaded_strictly():
+    net = awake(tiny(num_classes=3))
+    with torch.device("meta"):
+        twin = tiny(num_classes=3)
+    twin.load_state_dict(net.state_dict(), assign=True)
+    x, t, label = torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([0, 2])
+    assert torch.equal(twin(x, t, label), net(x, t, label))
+
+
+def test_the_state_dict_is_weights_by_their_old_names():
+    keys = tiny(multipliers=(1, 2), num_classes=2).state_dict().keys()
+    assert {"time.net.0.weight", "label.weight", "down.2.1.qkv.weight", "up.2.conv.bias"} <= keys
+    assert not any("frequencies" in key or "fold" in key for key in keys)
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The formula, which torch differentiates as it likes."""
+    return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v
+
+
+def everything(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attend(q, k, v).pow(3).sum()
+
+
+@pytest.mark.parametrize("tokens", [7, 300])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_attention_is_the_fused_one(tokens, dtype):
+    inputs = [torch.randn(2, 3, tokens, 8, dtype=dtype, requires_grad=True) for _ in range(3)]
+    g = torch.randn(2, 3, tokens, 8, dtype=dtype)
+    fused, ours = F.scaled_dot_product_attention(*inputs), attend(*inputs)
+    assert torch.equal(fused, ours)
+    for create_graph in (False, True):
+        slopes = torch.autograd.grad(ours, inputs, g, create_graph=create_graph, retain_graph=True)
+        expected = torch.autograd.grad(fused, inputs, g, retain_graph=True)
+        torch.testing.assert_close(slopes, expected)
+
+
+def test_attention_has_derivatives_of_every_kind():
+    inputs = [torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    gradcheck(attend, inputs, check_forward_ad=True, check_batched_grad=True)
+    gradgradcheck(attend, inputs, check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
+@pytest.mark.parametrize(
+    "orders",
+    [
+        (jacfwd,),
+        (jacrev,),
+        (jacfwd, jacfwd),
+        (jacfwd, jacrev),
+        (jacrev, jacfwd),
+        (jacrev, jacrev),
+        (jacfwd, jacfwd, jacrev),
+        (jacfwd, jacfwd, jacfwd),
+    ],
+)
+def test_attention_under_nested_transforms(orders):
+    """Forward over forward loses a term where a custom `jvp` answers it."""
+    q, k, v = (torch.randn(1, 1, 2, 3, dtype=torch.float64) for _ in range(3))
+    ours, expected = everything, lambda *qkv: softmax_attention(*qkv).pow(3).sum()
+    for transform in orders:
+        ours, expected = transform(ours), transform(expected)
+    torch.testing.assert_close(ours(q, k, v), expected(q, k, v))
+
+
+@pytest.mark.parametrize("dims", [(0, 0, 0), (1, None, None), (None, 0, 2)])
+def test_attention_under_vmap(dims):
+    inputs = [torch.randn(2, 3, 5, 8, dtype=torch.float64) for _ in range(3)]
+    inputs = [
+        x if d is None else torch.stack([x, -x, 2 * x], d)
+        for x, d in zip(inputs, dims, strict=True)
+    ]
+    mapped = vmap(attend, dims)(*inputs)
+    torch.testing.assert_close(mapped, vmap(softmax_attention, dims)(*inputs))
+
+
+def test_the_jvp_is_the_finite_difference_and_the_dual_of_the_vjp():
+    net, label = double_net(), torch.tensor([0, 2])
+    x, t = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
+    dx, dt, g = torch.randn_like(x), 1e-2 * torch.randn_like(t), torch.randn_like(x)
+    value, slope = jvp(lambda x, t: net(x, t, label), (x, t), (dx, dt))
+    torch.testing.assert_close(value, net(x, t, label))
+    h = 1e-5
+    up, down = (net(x + s * dx, t + s * dt, label) for s in (h, -h))
+    torch.testing.assert_close(slope, (up - down) / (2 * h), rtol=1e-6, atol=1e-7)
+    _, pull = vjp(lambda x, t: net(x, t, label), x, t)
+    gx, gt = pull(g)
+    torch.testing.assert_close((g * slope).sum(), (gx * dx).sum() + (gt * dt).sum())
+
+
+def test_second_derivatives_in_every_order():
+    """One Hessian-vector product by grad of grad, forward over reverse, and finite differences."""
+    net = double_net()
+    x, d = torch.randn(2, 2, 1, 8, 8, dtype=torch.float64).unbind()
+    t, h = torch.rand(2, dtype=torch.float64), 1e-5
+
+    def slope(x: Tensor, create_graph: bool) -> Tensor:
+        return torch.autograd.grad(net(x, t).square().sum(), x, create_graph=create_graph)[0]
+
+    at = x.clone().requires_grad_()
+    first = slope(at, True)
+    twice = torch.autograd.grad((first * d).sum(), at)[0]
+    _, forward = jvp(grad(lambda x: net(x, t).square().sum()), (x,), (d,))
+    torch.testing.assert_close(forward, twice)
+    up, down = (slope((x + s * d).requires_grad_(), False) for s in (h, -h))
+    difference = (up - down) / (2 * h)
+    torch.testing.assert_close(twice, difference, rtol=1e-6, atol=1e-7)
+
+
+def test_vmap_over_networks_and_inputs():
+    net = double_net()
+    x, t = torch.randn(3, 2, 1, 8, 8, dtype=torch.float64), torch.rand(3, 2, dtype=torch.float64)
+    label = torch.tensor([[0, 1], [2, 2], [1, 0]])
+    expected = torch.stack([net(*inputs) for inputs in zip(x, t, label, strict=True)])
+    torch.testing.assert_close(vmap(net)(x, t, label), expected)
+
+
+def test_compiles_without_a_break(untyped):
+    net = awake(tiny(multipliers=(1, 2), num_classes=2))
+    x, t, label = torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([0, 2])
+    torch.compiler.reset()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, t, label), net(x, t, label))
 
 
 @pytest.mark.parametrize("size", [28, 32, 64, 128, 256])
@@ -176,6 +321,8 @@ def test_bad_input():
         UNet(1, multipliers=())
     with pytest.raises(ValueError, match=r"`attention` must name levels from 0 to 2.*\(3,\)"):
         UNet(1, multipliers=(1, 2, 2), attention=(3,))
+    with pytest.raises(ValueError, match=r"`num_classes` must be at least 1, .*; got 0"):
+        UNet(1, num_classes=0)
     with pytest.raises(ValueError, match="`channels` must divide into heads"):
         UNet(1, channels=48, head_channels=32)
     with pytest.raises(ValueError, match="`size` must be 28, 32, 64, 128 or 256; got 100"):
@@ -185,5 +332,61 @@ def test_bad_input():
         UNet(2, channels=8, head_channels=8)(x, torch.rand(2))
     with pytest.raises(ValueError, match="`label` was given to a UNet without classes"):
         tiny()(x, torch.rand(2), torch.zeros(2, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"`t` must be 0-d, \(batch,\).*got \(3,\)"):
+    with pytest.raises(ValueError, match=r"`t` must be 0-d, .*got \(3,\)"):
         tiny()(x, torch.rand(3))
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+def test_the_lowest_level_attends_by_default(levels):
+    net = UNet(3, channels=8, multipliers=(1,) * (levels - 1) + (2,), head_channels=8)
+    attending = {m.qkv.in_features for m in net.modules() if isinstance(m, Attention)}
+    assert attending == {16}
+    x = torch.randn(1, 3, 8, 8)
+    assert net(x, torch.rand(1)).shape == x.shape
+
+
+def test_bad_labels(untyped):
+    net, x, t = tiny(num_classes=3), torch.randn(2, 1, 8, 8), torch.rand(2)
+    good = torch.tensor([1, 3])
+    assert net(x, t, good).shape == x.shape
+    for bad in (torch.tensor([1, -1]), torch.tensor([1, 4])):
+        with pytest.raises(
+            ValueError, match=r"`label` must lie in .* = \[0, 3\], of which 3 .*; got"
+        ):
+            net(x, t, bad)
+    with pytest.raises(
+        TypeError, match=r"`label` must be int64; got torch.float32.*label.long\(\)"
+    ):
+        net(x, t, good.float())
+    assert torch.equal(net(x, t, good.float().long()), net(x, t, good))
+    one_hot = F.one_hot(good, 4).float()
+    with pytest.raises(TypeError, match=r"`label.argmax\(1\)` for one-hot"):
+        net(x, t, one_hot)
+    assert torch.equal(net(x, t, one_hot.argmax(1)), net(x, t, good))
+    with pytest.raises(ValueError, match=r"here \(2,\); got \(2, 1\).*label.flatten\(\)"):
+        net(x, t, good[:, None])
+    with pytest.raises(ValueError, match=r"`label` must be \(batch,\).*got \(\)"):
+        net(x, t, good[0])
+    with pytest.raises(ValueError, match=r"`label` must be \(batch,\).*got \(2, 4\)"):
+        net(x, t, F.one_hot(good, 4))
+
+
+@pytest.mark.parametrize(
+    ("net", "x"),
+    [
+        (tiny(), torch.randn(2, 1, 8, 8)),
+        (SmallUNet(), torch.randn(2, 1, 8, 8)),
+        (MLP(), torch.randn(2, 2)),
+    ],
+)
+def test_another_dtype_than_the_weights(net, x, untyped):
+    t = torch.rand(2)
+    for dtype in (torch.float64, torch.bfloat16, torch.int64):
+        with pytest.raises(
+            TypeError, match=rf"`x` must have the dtype .* torch.float32.*; got {dtype}"
+        ):
+            net(x.to(dtype), t)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(x.bfloat16(), t).dtype == torch.bfloat16
+        with pytest.raises(TypeError, match=r"`x` must have the dtype .*; got torch.float64"):
+            net(x.double(), t)

@@ -7,6 +7,8 @@ from flow_matching.utils import ModelWrapper
 from torch import nn
 
 from fm_ext.models import SmallUNet, UNet, UNetWrapper
+from fm_ext.solver import ODESolver as OurSolver
+from fm_ext.utils import shared
 
 
 class Probe(nn.Module):
@@ -83,10 +85,102 @@ def test_a_condition_of_the_labels_name_stays_a_condition():
 
 
 def test_extra_dict_is_not_shared():
-    model = UNetWrapper(WithExtra())
+    model = UNetWrapper(WithExtra(), extra=("y",))
     extras = {"y": torch.ones(3)}
     model(x=X, t=torch.tensor(0.5), **extras)
     assert set(extras) == {"y"} and set(model.model.extra) == {"y"}
+
+
+def test_upstreams_extra_dict_is_the_keywords():
+    """`extra={"label": y}` is how upstream's example is called; nested once more it would mean no label at all."""
+    model, label = UNetWrapper(WithExtra()), torch.tensor([3, 4, 5])
+    given = {"label": label, "concat_conditioning": X}
+    model(x=X, t=torch.tensor(0.5), extra=given)
+    assert torch.equal(model.model.label, label) and set(model.model.extra) == set(given)
+    assert torch.equal(given["label"], label)
+    for wrong in ({"lable": label}, {"extra": {"lable": label}}):
+        with pytest.raises(
+            TypeError, match=r"`lable` is taken neither .* takes .*'label'"
+        ) as error:
+            model(x=X, t=torch.tensor(0.5), **wrong)
+        advice = str(error.value).split("name it in ")[1].rstrip(".")
+        net = WithExtra()
+        eval(f"UNetWrapper(net, {advice})", {"UNetWrapper": UNetWrapper, "net": net})(
+            x=X, t=torch.tensor(0.5), **wrong
+        )
+        assert torch.equal(net.extra["lable"], label)
+    with pytest.raises(TypeError, match="`label` was given both as a keyword and in `extra`"):
+        model(x=X, t=torch.tensor(0.5), extra={"label": label}, label=label)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 5), (3, 1, 2, 4, 4), (3, 6, 2)])
+def test_signals_video_and_sequences_are_concatenated_like_images(shape):
+    axis = -1 if shape[-1] == 2 else 1
+    x = torch.randn(shape)
+    mask_shape = list(shape)
+    mask_shape[axis], mask_shape[0] = 1, 1
+    mask = torch.rand(mask_shape) < 0.5
+
+    class Net(nn.Module):
+        def forward(self, x, t):
+            self.x = x
+            return x.narrow(axis, 0, shape[axis])
+
+    net = Net()
+    model = UNetWrapper(net, concat=("mask",), channel_axis=axis)
+    assert torch.equal(model(x=x, t=torch.tensor([0.5]), mask=mask), x)
+    shown = net.x.select(axis, -1)
+    assert torch.equal(shown.bool(), mask.select(axis, 0).expand_as(shown))
+
+
+def test_flow_networks_of_diffusers_need_a_sign():
+    diffusers = pytest.importorskip("diffusers", reason="a peer, not a dependency")
+    net = diffusers.SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16,
+        pooled_projection_dim=16, out_channels=4, pos_embed_max_size=8,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"`output_scale` must be given for SD3.*output_scale=-1"):
+        UNetWrapper(net)
+    x, text, pooled = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 16), torch.randn(2, 16)
+    t = torch.tensor([0.2, 0.7])
+    model = UNetWrapper(net, time_scale=lambda t: 1000 * (1 - t), output_scale=-1)
+    given = {"encoder_hidden_states": text, "pooled_projections": pooled}
+    noise_minus_data = net(x, timestep=1000 * (1 - t), **given).sample
+    torch.testing.assert_close(model(x=x, t=t, **given), -noise_minus_data)
+
+
+class AsDict(Probe):
+    def forward(self, x, t, label=None):
+        return {"sample": super().forward(x, t, label), "more": 1}
+
+
+def test_outputs_without_a_tensor_and_of_another_shape():
+    assert torch.equal(UNetWrapper(AsDict())(x=X, t=torch.tensor(0.5)), X)
+    net = Probe()
+    for answer, error, words in (
+        ({"logits": X}, TypeError, r"answered with a dict with \['logits'\]"),
+        (None, TypeError, "answered with NoneType"),
+        (X[..., :1], ValueError, r"shape of its state, \(3, 1, 4, 4\).*\(3, 1, 4, 1\)"),
+    ):
+        net.forward = lambda x, t, answer=answer: answer
+        with pytest.raises(error, match=words):
+            UNetWrapper(net)(x=X, t=torch.tensor(0.5))
+
+
+def test_extras_hold_one_entry_a_sample_or_are_shared():
+    class Net(nn.Module):
+        def forward(self, x, t, table):
+            self.table = table
+            return x
+
+    model, table = UNetWrapper(Net()), torch.randn(5, 2)
+    with pytest.raises(ValueError, match=r"`table` must .*\(3, ...\); got \(5, 2\)") as error:
+        model(x=X, t=torch.tensor(0.5), table=table)
+    assert "table=shared(table), from fm_ext.utils" in str(error.value)
+    for solver in (ODESolver, OurSolver):
+        solver(model).sample(X, step_size=0.5, table=shared(table))
+        assert model.model.table is table
 
 
 def test_time_scale_may_be_a_function():
@@ -185,7 +279,7 @@ def test_bad_input():
     with pytest.raises(TypeError, match="`mask` is named by `concat` and was not given"):
         model(x=X, t=t)
     with pytest.raises(
-        ValueError, match=r"`mask` must be \(batch, channel, height, width\).*\(3, 1, 2, 2\)"
+        ValueError, match=r"`mask` must be of x's shape but for the channels.*\(3, 1, 2, 2\)"
     ):
         model(x=X, t=t, mask=torch.ones(3, 1, 2, 2))
     with pytest.raises(TypeError, match="`time_steps` is taken neither by `concat`"):

@@ -20,8 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fm_ext.path.scheduler as ours
-from fm_ext.path import AffineProbPath, CondOTProbPath, MaskedProbPath
-from fm_ext.path.conversion import coefficients
+from fm_ext.coupling import IndependentCoupling
+from fm_ext.path import (
+    AffineProbPath,
+    BridgeProbPath,
+    CondOTProbPath,
+    CoupledProbPath,
+    MaskedProbPath,
+)
+from fm_ext.path.prediction import coefficients
 
 SCHEDULERS = [
     CondOTScheduler(),
@@ -42,6 +49,7 @@ SCHEDULERS = [
 IDS = [f"{s.__module__.split('.')[0]}-{type(s).__name__}" for s in SCHEDULERS]
 SHAPES = {  # of t, for a state of shape s
     "0-d": lambda s: (),
+    "1": lambda s: (1,),
     "batch": lambda s: s[:1],
     "batch, 1, ..., 1": lambda s: (s[0], *(1 for _ in s[1:])),
     "state": lambda s: s,
@@ -209,7 +217,7 @@ def test_compiles_without_a_break(scheduler, untyped):
 def test_conversions_follow_the_definitions(scheduler, t_shape, shape):
     (x_0, x_1), path = ends(*shape), AffineProbPath(scheduler)
     t = torch.empty(SHAPES[t_shape](shape), dtype=torch.float64).uniform_(0.05, 0.95)
-    wide = t.view(t.shape if t_shape != "batch" else (-1, *(1 for _ in shape[1:])))
+    wide = t.view(t.shape if t_shape not in ("1", "batch") else (-1, *(1 for _ in shape[1:])))
     x_t, values = quantities(scheduler, x_0, x_1, wide)
     for source, target in PAIRS:
         got = convert(path, source, target, values[source], x_t, t)
@@ -323,7 +331,7 @@ def test_conversions_inside_vmap_and_with_gradients():
 def test_a_mask_wraps_them():
     (x_0, x_1), mask = ends(4, 3, 5, 5), torch.rand(4, 1, 5, 5) < 0.5
     sample = MaskedProbPath(CondOTProbPath()).sample(
-        x_0, x_1, torch.rand(4, dtype=torch.float64), mask
+        x_0, x_1, torch.rand(4, dtype=torch.float64), mask=mask
     )
     known = ~mask.expand_as(x_1)
     assert torch.equal(sample.x_t[known], x_1[known])
@@ -353,19 +361,47 @@ def test_dtypes_that_would_promote_are_refused(untyped):
         path.velocity_to_target(x, x, t.long())
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (7,), (8, 1)])
+@pytest.mark.parametrize("shape", [(7,), (9,), (0,)])
 def test_sample_wants_one_time_a_sample(shape, untyped):
     x = torch.randn(8, 3)
     with pytest.raises(AssertionError):
         CondOTProbPath().sample(x, x, torch.rand(shape))
     with pytest.raises(AssertionError):
-        CondOTProbPath().assert_sample_shape(x, x, torch.rand(shape))
+        CondOTProbPath().sample(x[:7], x, torch.rand(8))
+    with pytest.raises(ValueError, match=r"`t` must be .*for a state of \(8, 3\)"):
+        CondOTProbPath().sample(x, x, torch.rand(8, 2))
 
 
-@pytest.mark.parametrize("shape", [(1,), (4,), (8, 3), (3,), (8, 1), (1, 8, 1, 1)])
+WRAPS = {
+    "plain": lambda path: path,
+    "masked": MaskedProbPath,
+    "coupled": lambda path: CoupledProbPath(path, IndependentCoupling()),
+}
+TIMED = [CondOTProbPath(), AffineProbPath(ours.CosineScheduler()), BridgeProbPath(0.0)]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (8,), (8, 1, 1), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+@pytest.mark.parametrize(
+    "path", [*TIMED, upstream.CondOTProbPath()], ids=lambda path: type(path).__module__[:6]
+)
+def test_sample_takes_every_shape_of_one_time_a_sample(path, wrap, shape):
+    if path not in TIMED and wrap is WRAPS["plain"]:
+        pytest.skip("upstream's own, which takes (batch,)")
+    (x_0, x_1), t = ends(8, 3, 2), torch.rand(shape, dtype=torch.float64)
+    one = t.expand(8) if t.numel() == 1 and t.ndim < 2 else t.reshape(-1).expand(8)
+    got, want = wrap(path).sample(x_0, x_1, t), path.sample(x_0, x_1, one)
+    assert got.t.shape == (8,) and torch.equal(got.t, one)
+    assert_close(got.x_t, want.x_t)
+    assert_close(got.dx_t, want.dx_t)
+
+
+@pytest.mark.parametrize("shape", [(4,), (8, 3), (3,), (8, 1), (1, 8, 1, 1)])
 def test_a_time_that_would_line_up_with_the_wrong_axis_is_refused(shape, untyped):
     x = torch.randn(8, 3, 4, 4)
-    with pytest.raises(ValueError, match=r"`t` must be 0-d, \(batch,\).*for a state of \(8, 3, 4"):
+    with pytest.raises(
+        ValueError, match=r"`t` must be 0-d, \(1,\), \(batch,\).*for a state of \(8, 3, 4"
+    ):
         CondOTProbPath().velocity_to_target(x, x, torch.rand(shape))
 
 

@@ -24,7 +24,7 @@ def test_moments_are_the_bridges(time):
 def test_velocity_is_the_derivative_at_the_same_noise(dtype):
     x_0, x_1 = torch.randn(2, 16, 3, 4, dtype=dtype)
     path, t = BridgeProbPath(0.7), 0.1 + 0.8 * torch.rand(16, dtype=torch.float64)
-    at = lambda time: path.sample(x_0, x_1, time, torch.Generator().manual_seed(0))
+    at = lambda time: path.sample(x_0, x_1, time, generator=torch.Generator().manual_seed(0))
     h = 1e-6 if dtype == torch.float64 else 1e-2
     slope = (at(t + h).x_t - at(t - h).x_t) / (2 * h)
     tolerance = 1e-6 if dtype == torch.float64 else 0.02
@@ -60,7 +60,9 @@ def test_without_noise_it_is_the_straight_path_up_to_its_ends():
 def test_half_precision_and_dtypes():
     x_0, x_1 = torch.randn(2, 64, 3)
     t = 0.999 * torch.ones(64)
-    at = lambda a, b: BridgeProbPath(0.3).sample(a, b, t, torch.Generator().manual_seed(0))
+    at = lambda a, b: BridgeProbPath(0.3).sample(
+        a, b, t, generator=torch.Generator().manual_seed(0)
+    )
     half = at(x_0.bfloat16(), x_1.bfloat16())
     assert half.x_t.dtype == half.dx_t.dtype == torch.bfloat16
     exact = at(x_0.bfloat16().float(), x_1.bfloat16().float())

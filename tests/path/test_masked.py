@@ -17,7 +17,7 @@ from flow_matching.path.scheduler import (
 )
 from flow_matching.utils.manifolds import Euclidean, FlatTorus
 
-from fm_ext.path import MaskedDiscretePathSample, MaskedPathSample, MaskedProbPath
+from fm_ext.path import MaskedProbPath
 
 AFFINE = [
     CondOTProbPath(),
@@ -48,7 +48,7 @@ def test_known_entries_stay_at_the_target_and_missing_ones_follow_the_path(path)
     torch.manual_seed(1)
     plain = path.sample(x_0=x_0, x_1=x_1, t=t)
     torch.manual_seed(1)
-    sample = MaskedProbPath(path).sample(x_0, x_1, t, mask)
+    sample = MaskedProbPath(path).sample(x_0, x_1, t, mask=mask)
     missing = mask.expand_as(x_1)
     assert torch.equal(sample.x_t[~missing], x_1[~missing])
     assert torch.equal(sample.x_t[missing], plain.x_t[missing])
@@ -77,23 +77,19 @@ def test_no_mask_is_the_wrapped_path(path):
 def test_source_at_known_entries_does_not_matter(path):
     x_0, x_1, t, mask = case(path)
     other = torch.where(mask, x_0, torch.randn_like(x_0))
-    one = MaskedProbPath(path).sample(x_0, x_1, t, mask)
-    two = MaskedProbPath(path).sample(other, x_1, t, mask)
+    one = MaskedProbPath(path).sample(x_0, x_1, t, mask=mask)
+    two = MaskedProbPath(path).sample(other, x_1, t, mask=mask)
     assert torch.equal(one.x_t, two.x_t)
     torch.testing.assert_close(one.dx_t, two.dx_t, rtol=0, atol=0, equal_nan=True)
-
-
-def test_kinds_of_sample():
-    x_0, x_1, t, mask = case(CondOTProbPath())
-    assert isinstance(MaskedProbPath(CondOTProbPath()).sample(x_0, x_1, t, mask), MaskedPathSample)
-    discrete = MaskedProbPath(DISCRETE[0]).sample(x_0.long(), x_1.long(), t, mask)
-    assert isinstance(discrete, MaskedDiscretePathSample)
 
 
 def test_masks_compose():
     x_0, x_1, t, mask = case(CondOTProbPath())
     path = MaskedProbPath(CondOTProbPath())
-    nested, plain = MaskedProbPath(path).sample(x_0, x_1, t, mask), path.sample(x_0, x_1, t, mask)
+    nested, plain = (
+        MaskedProbPath(path).sample(x_0, x_1, t, mask=mask),
+        path.sample(x_0, x_1, t, mask=mask),
+    )
     for name, value in vars(plain).items():
         assert torch.equal(getattr(nested, name), value)
 
@@ -106,7 +102,7 @@ def test_source_is_the_given_one_where_the_path_says_nothing():
 def test_infinite_derivative_is_pinned_to_zero():
     x_0, x_1, t, mask = case(CondOTProbPath())
     t[:] = 1.0  # LinearVP's d_sigma is -inf there
-    sample = MaskedProbPath(AffineProbPath(LinearVPScheduler())).sample(x_0, x_1, t, mask)
+    sample = MaskedProbPath(AffineProbPath(LinearVPScheduler())).sample(x_0, x_1, t, mask=mask)
     assert sample.dx_t[~mask.expand_as(x_1)].eq(0).all()
 
 
@@ -116,8 +112,8 @@ def test_bad_input(untyped):
     with pytest.raises(TypeError, match=r"`path` must be a flow_matching\.path\.ProbPath"):
         MaskedProbPath(CondOTScheduler())
     with pytest.raises(ValueError, match=r"`mask` must have as many axes as `x_1`.*\(16, 4, 5\)"):
-        path.sample(x_0, x_1, t, mask[:, 0])
+        path.sample(x_0, x_1, t, mask=mask[:, 0])
     with pytest.raises(ValueError, match=r"got mask \(8, 1, 4, 5\) for x_1 \(16, 3, 4, 5\)"):
-        path.sample(x_0, x_1, t, mask[:8])
+        path.sample(x_0, x_1, t, mask=mask[:8])
     with pytest.raises(TypeError, match="`mask` must be bool with True = missing"):
-        path.sample(x_0, x_1, t, mask.float())
+        path.sample(x_0, x_1, t, mask=mask.float())

@@ -47,6 +47,6 @@ def test_upstreams_tests_pass_with_our_classes(tmp_path, request):
     assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout and " skipped" not in run.stdout
     assert (
-        "swapped AffineProbPath CondOTProbPath CosineScheduler LinearVPScheduler "
+        "swapped AffineProbPath CondOTProbPath CosineScheduler LinearVPScheduler ProbPath "
         "ScheduleTransformedModel VPScheduler" in run.stdout
     )

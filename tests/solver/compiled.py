@@ -1,5 +1,8 @@
 """Laws of compiled steps, run by test_compiled.py: they are the same steps."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +10,7 @@ from torch.testing import assert_close
 
 from fm_ext.models import MLP, GuidedVelocityModel
 from fm_ext.solver import ODESolver, uniform_grid
-from fm_ext.solver.tableau import FIXED
+from fm_ext.solver.methods import FIXED
 
 EAGER = {"backend": "eager"}  # the graph that is compiled, run as it is
 
@@ -130,7 +133,7 @@ def test_a_model_that_breaks_the_graph_is_run_and_its_error_is_its_own():
         ODESolver(Broken(), compile=EAGER).sample(x, steps=4, method="rk4"),
         ODESolver(Broken()).sample(x, steps=4, method="rk4"),
     )
-    with pytest.raises(ValueError, match=r"must answer with the shape of `x`"):
+    with pytest.raises(ValueError, match=r"must answer with the shape of its state"):
         ODESolver(lambda x, t: x[:1], compile=EAGER).sample(x, steps=2)
 
 
@@ -160,6 +163,30 @@ def test_half_precision_and_parts_of_the_batch():
     got = ODESolver(Cosine(), compile=EAGER).sample(x, method="heun3", steps=50, batch_size=3)
     assert got.dtype == torch.bfloat16
     assert_close(got, want)
+
+
+def test_a_half_network_that_puts_the_time_beside_the_state():
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x, t):
+            return self.linear(torch.cat([x, t.expand(len(x), 1)], dim=1))
+
+    net, x = Beside().bfloat16(), torch.randn(4, 2).bfloat16()
+    got = ODESolver(net, compile=EAGER).sample(x, steps=5, method="heun2")
+    assert_close(got, ODESolver(net).sample(x, steps=5, method="heun2"))
+
+
+def test_a_used_solver_is_pickled_and_copied_without_its_graphs():
+    x = torch.randn(3, 2)
+    solver = ODESolver(MLP(2, 8), compile=EAGER)
+    want = solver.sample(x, steps=3)
+    for other in (pickle.loads(pickle.dumps(solver)), copy.deepcopy(solver)):
+        assert_close(other.sample(x, steps=3), want)
+        assert other.velocity_model is not solver.velocity_model
+    assert_close(solver.sample(x, steps=3), want)
 
 
 def test_an_interval_of_guidance_is_one_graph():

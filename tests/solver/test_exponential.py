@@ -6,7 +6,7 @@ from flow_matching.path.scheduler import CondOTScheduler
 from flow_matching.solver import ODESolver
 from torch import nn
 
-from fm_ext.models import MLP, PredictionVelocityModel
+from fm_ext.models import MLP, GuidedVelocityModel, MaskedVelocityModel, PredictionVelocityModel
 from fm_ext.path.scheduler import (
     CosineScheduler,
     EDMScheduler,
@@ -15,6 +15,7 @@ from fm_ext.path.scheduler import (
     VPScheduler,
 )
 from fm_ext.solver import ExponentialSolver
+from fm_ext.utils import shared
 
 PREDICTIONS = ("x_1", "x_0", "epsilon", "score", "velocity")
 SCHEDULERS = [
@@ -126,6 +127,93 @@ def test_gradients_extras_and_half_precision():
 class Scale(nn.Module):
     def forward(self, x, t, scale):
         return scale * x
+
+
+class Conditional(nn.Module):
+    """The best prediction of N(0.9 y, 0.19) where y, the first entry, is known; it expects y as it is."""
+
+    def __init__(self, scheduler, prediction):
+        super().__init__()
+        self.scheduler, self.prediction, self.asked = scheduler, prediction, []
+
+    def forward(self, x, t, mask):
+        assert mask.shape == x.shape
+        self.asked.append(x[:, 0])
+        at, y, m = self.scheduler(t.double()), x[:, :1], x[:, 1:]
+        variance = at.alpha_t**2 * 0.19 + at.sigma_t**2
+        rest = (m - 0.9 * at.alpha_t * y) / variance
+        x_1 = 0.9 * y + at.alpha_t * 0.19 * rest
+        answers = {
+            "x_1": x_1,
+            "epsilon": at.sigma_t * rest,
+            "velocity": at.d_alpha_t * x_1 + at.d_sigma_t * at.sigma_t * rest,
+        }
+        return torch.cat([7 + 0 * y, answers[self.prediction]], dim=1)  # 7: no one's business
+
+
+@pytest.mark.parametrize("scheduler", [CondOTScheduler(), CosineScheduler()])
+@pytest.mark.parametrize("prediction", ["x_1", "epsilon", "velocity", "masked velocity"])
+def test_known_entries_stay_bit_for_bit_and_the_missing_ones_have_the_posteriors_law(
+    scheduler, prediction
+):
+    """At 1.5 they drifted to 1.46 with the masked velocity, and the network never saw them as they are."""
+    network = Conditional(scheduler, prediction.split()[-1])
+    model = MaskedVelocityModel(network) if " " in prediction else network
+    solver = ExponentialSolver(
+        PredictionVelocityModel(model, scheduler, network.prediction, t_eps=(1e-4, 1e-3))
+    )
+    x = torch.randn(4000, 2, dtype=torch.float64)
+    x[:, 0] = 1.5
+    mask = torch.tensor([[False, True]])
+    states = solver.sample(x, 0.01, [0.0, 0.5, 1.0], return_intermediates=True, mask=mask)
+    assert states[:, :, 0].eq(1.5).all() and all(y.eq(1.5).all() for y in network.asked)
+    missing = states[-1, :, 1]
+    spread = 0.19**0.5 * x[:, 1].std().item()
+    assert missing.mean().item() == pytest.approx(1.35 + spread * x[:, 1].mean().item(), abs=0.02)
+    assert missing.std().item() == pytest.approx(spread, rel=0.02)
+
+
+def test_what_stands_around_the_prediction_is_told_where_to_stand(untyped):
+    scheduler, x, mask = CosineScheduler(), torch.randn(4, 2), torch.tensor([[False, True]])
+    network = Conditional(scheduler, "x_1").float()
+    outside = MaskedVelocityModel(PredictionVelocityModel(network, scheduler, "x_1"))
+    with pytest.raises(TypeError, match=r"Write ExponentialSolver\(model\.model\), without Masked"):
+        ExponentialSolver(outside)
+    result = ExponentialSolver(outside.model).sample(x, 0.1, mask=mask)
+    assert torch.equal(result[:, 0], x[:, 0])
+    network = Labelled()
+    with pytest.raises(TypeError, match=r"Write PredictionVelocityModel\(GuidedVelocityModel\(net"):
+        ExponentialSolver(
+            GuidedVelocityModel(PredictionVelocityModel(network, scheduler, "x_1"), 2.0)
+        )
+    inside = PredictionVelocityModel(GuidedVelocityModel(network, 2.0), scheduler, "x_1")
+    label = torch.arange(4) % 3
+    assert ExponentialSolver(inside).sample(x, 0.1, label=label).shape == x.shape
+
+
+class Labelled(nn.Module):
+    null_label = 3
+
+    def forward(self, x, t, label):
+        return torch.sin(x) * (1 + label[:, None])
+
+
+def test_half_networks_that_put_the_time_beside_the_state_and_shared_extras():
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x, t, table):
+            assert table.shape == (9,)
+            return self.linear(torch.cat([x, t.expand(len(x), 1)], dim=1))
+
+    model = PredictionVelocityModel(Beside().bfloat16(), CosineScheduler(), "x_1")
+    x, table = torch.randn(4, 2).bfloat16(), torch.ones(9)
+    result = ExponentialSolver(model).sample(x, 0.1, table=shared(table))
+    assert result.dtype == torch.bfloat16 and result.isfinite().all()
+    with pytest.raises(ValueError, match=r"`table` must hold one entry a sample"):
+        ExponentialSolver(model).sample(x, 0.1, table=table)
 
 
 def test_bad_input(untyped):

@@ -81,11 +81,17 @@ def test_equal_steps_are_counted_in_integers():
     assert subdivide([0.0, 0.5, 0.6], 0.25, None) == [[0.0, 0.25, 0.5], [0.5, 0.6]]
 
 
-def test_bad_input():
+def test_bad_input(untyped):
     for grid in GRIDS[:3]:
-        with pytest.raises(ValueError, match=r"`steps` must be at least 1; got 0"):
+        with pytest.raises(
+            ValueError, match=r"`steps` must be a whole number of at least 1; got 0"
+        ):
             grid(0)
-    with pytest.raises(ValueError, match=r"`steps` must be at least 2; got 1"):
+        with pytest.raises(
+            ValueError, match=r"`steps` must be a whole number of at least 1; got 2\.5"
+        ):
+            grid(2.5)
+    with pytest.raises(ValueError, match=r"`steps` must be a whole number of at least 2; got 1"):
         karras_grid(1)
     with pytest.raises(ValueError, match=r"`shift` must be positive and finite; got 0"):
         shifted_grid(10, 0.0)

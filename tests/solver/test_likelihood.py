@@ -87,6 +87,24 @@ def test_probes_come_from_the_generator_and_split_with_the_batch():
     assert states.shape == (3, 5, 3) and torch.equal(states[0], x)
 
 
+def test_probes_are_drawn_where_the_generator_lives():
+    """On the meta device, which has no generators; a GPU would do as well."""
+    x = torch.ones(2, 3, device="meta")
+    x_0, log_p = ODESolver(lambda x, t: 2 * x).compute_likelihood(
+        x, lambda x: x.sum(1), steps=2, generator=torch.Generator()
+    )
+    assert x_0.device.type == log_p.device.type == "meta"
+
+
+def test_an_image_may_be_one_number():
+    x = torch.randn(4, dtype=torch.float64)
+    log_p0 = torch.distributions.Normal(0.0, 1.0).log_prob
+    _, log_p = ODESolver(lambda x, t: x).compute_likelihood(
+        x, log_p0, method="dopri5", exact_divergence=True, atol=1e-8, rtol=1e-8
+    )
+    assert_close(log_p, log_p0(x / math.e) - 1)
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_gradients_are_those_of_the_difference_quotient(exact):
     """Upstream's 1.0.10 leave out what the divergence contributes."""
@@ -211,7 +229,7 @@ def test_bits_of_a_uniform_image_are_those_of_its_levels():
     )
 
 
-def test_bad_input():
+def test_bad_input(untyped):
     solver, x = ODESolver(Gaussian((3,))), torch.zeros(2, 3, dtype=torch.float64)
     with pytest.raises(
         ValueError, match=r"`log_p0` must return one value a sample, \(2,\); got \(2, 3\)"
@@ -221,8 +239,14 @@ def test_bad_input():
         solver.compute_likelihood(x, lambda x: x.sum(), steps=1)
     with pytest.raises(ValueError, match=r"`time_grid` must decrease.*got 0 to 1"):
         solver.compute_likelihood(x, normal, time_grid=[0.0, 1.0])
-    with pytest.raises(ValueError, match=r"`probes` must be at least 1, and at least 2 for.*got 1"):
+    with pytest.raises(
+        ValueError, match=r"`probes` must be at least 2 for a standard error; got 1"
+    ):
         solver.compute_likelihood(x, normal, steps=1, return_error=True)
+    with pytest.raises(
+        ValueError, match=r"`probes` must be a whole number of at least 1; got 2\.5"
+    ):
+        solver.compute_likelihood(x, normal, steps=1, probes=2.5)
     with pytest.raises(ValueError, match=r"'euler' needs `steps`"):
         solver.compute_likelihood(x, normal)
     with pytest.raises(

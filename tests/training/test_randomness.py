@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +64,14 @@ class EpochStream(IterableDataset[list[torch.Tensor]]):
         return iter([[x] for x in torch.randperm(24, generator=generator)])
 
 
+class GlobalSampler(EpochSampler):
+    """Draws its order from torch's default generator."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(24).tolist())
+
+
+PERSISTENT: dict[str, Any] = {"num_workers": 1, "persistent_workers": True}
 LOADERS = {
     "shuffle": lambda: DataLoader(DATA, 3, shuffle=True),
     "shuffle with a generator": lambda: DataLoader(
@@ -74,6 +83,13 @@ LOADERS = {
     "epoch batch sampler": lambda: DataLoader(DATA, batch_sampler=EpochBatchSampler()),
     "epoch stream": lambda: DataLoader(EpochStream(), 3),
     "workers": lambda: DataLoader(DATA, 3, shuffle=True, num_workers=1),
+    "persistent workers": lambda: DataLoader(DATA, 3, shuffle=True, **PERSISTENT),
+    "persistent workers, a generator": lambda: DataLoader(
+        DATA, 3, shuffle=True, generator=torch.Generator(), **PERSISTENT
+    ),
+    "persistent workers, the global generator": lambda: DataLoader(
+        DATA, 3, sampler=GlobalSampler(), **PERSISTENT
+    ),
 }
 
 

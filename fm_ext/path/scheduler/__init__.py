@@ -7,7 +7,7 @@ from fm_ext.path.scheduler.registry import (
     scheduler_config,
     scheduler_names,
 )
-from fm_ext.path.scheduler.shifted import ShiftedScheduler
+from fm_ext.path.scheduler.shifted import ShiftedConvexScheduler, ShiftedScheduler
 from fm_ext.path.scheduler.sigmoid import SigmoidScheduler
 from fm_ext.path.scheduler.transform import ScheduleTransformedModel
 from fm_ext.path.scheduler.variance_exploding import (
@@ -30,6 +30,7 @@ __all__ = [
     "IDDPMCosineScheduler",
     "LinearVPScheduler",
     "ScheduleTransformedModel",
+    "ShiftedConvexScheduler",
     "ShiftedScheduler",
     "SigmoidScheduler",
     "VEScheduler",

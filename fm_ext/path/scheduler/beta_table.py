@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from operator import mul
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -90,8 +91,15 @@ class BetaTableScheduler(VariancePreservingScheduler):
         # PCHIP may be flat at its ends, where a schedule must not stand still: there the chord is taken.
         slopes[0] = slopes[0] or log_snr[1] - log_snr[0]
         slopes[-1] = slopes[-1] or log_snr[-1] - log_snr[-2]
-        table = torch.tensor([log_snr, slopes], dtype=torch.float64)
+        # On the CPU and fit for autograd, whatever default device or inference mode it is built in.
+        with torch.inference_mode(False):
+            table = torch.tensor([log_snr, slopes], dtype=torch.float64, device="cpu")
         self._tables = {torch.device("cpu"): table}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the copies of the table on other devices, which the reader may not have."""
+        cpu = torch.device("cpu")
+        return {**vars(self), "_tables": {cpu: self._tables[cpu]}}
 
     def __repr__(self) -> str:
         kind = "betas" if self.betas is not None else "alphas_cumprod"
@@ -154,7 +162,8 @@ class BetaTableScheduler(VariancePreservingScheduler):
 
     def _table(self, device: torch.device) -> Tensor:
         if device not in self._tables:
-            self._tables[device] = double(self._tables[torch.device("cpu")].to(device))
+            with torch.inference_mode(False):
+                self._tables[device] = double(self._tables[torch.device("cpu")].to(device))
         return self._tables[device]
 
     def _interval(self, position: Tensor) -> Tensor:
@@ -174,7 +183,7 @@ class BetaTableScheduler(VariancePreservingScheduler):
 def _floats(table: Tensor | Sequence[float] | None) -> tuple[float, ...] | None:
     if table is None:
         return None
-    return tuple(torch.as_tensor(table, dtype=torch.float64).tolist())
+    return tuple(float(value) for value in (table.tolist() if isinstance(table, Tensor) else table))
 
 
 def _entries(table: Tensor, index: Tensor) -> Tensor:

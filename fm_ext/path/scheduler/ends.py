@@ -1,4 +1,4 @@
-"""What schedulers, upstream's included, do not say about their own ends."""
+"""What schedulers, upstream's included, do not say: their inverse and slope at the ends, and which are the same."""
 
 import torch
 from flow_matching.path.scheduler import ConvexScheduler, Scheduler
@@ -32,3 +32,26 @@ def end_slope(scheduler: Scheduler, device: torch.device | str = "cpu") -> Tenso
     near = scheduler(1 - steps * (2.0**-30 if steps.dtype == torch.float64 else 2.0**-12))
     once, twice = (-near.sigma_t * near.d_sigma_t).unbind()
     return 2 * once - twice
+
+
+def same_schedule(a: Scheduler, b: Scheduler) -> bool:
+    r"""Whether two schedulers agree in $\alpha_t$ and $\sigma_t$ to 1e-6, at 9 times from 0 to 1 in float64.
+
+    Objects may differ: upstream's `CosineScheduler` is the same schedule as ours.
+    """
+    t = torch.linspace(0, 1, 9, dtype=torch.float64, device="cpu")
+    first, second = a(t), b(t)
+    return all(
+        torch.allclose(u, v, rtol=0, atol=1e-6)
+        for u, v in ((first.alpha_t, second.alpha_t), (first.sigma_t, second.sigma_t))
+    )
+
+
+def check_schedule(name: str, scheduler: Scheduler, model: object) -> None:
+    """Raises if the model says that it lives on another schedule than the one that the argument `name` gave."""
+    inner = getattr(model, "schedule", None)
+    if inner is not None and not same_schedule(inner, scheduler):
+        raise ValueError(
+            f"`{name}` must be the schedule of the model inside: {type(model).__name__} lives on {inner!r}; got "
+            f"{scheduler!r}."
+        )

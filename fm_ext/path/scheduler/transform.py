@@ -1,16 +1,17 @@
 """A trained velocity model, sampled on another schedule than it was trained on."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from flow_matching.path.scheduler import Scheduler, SchedulerOutput
-from flow_matching.utils import ModelWrapper
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fm_ext.path.scheduler.broadcast import time_shape
-from fm_ext.path.scheduler.ends import end_slope, time_at
+from fm_ext.path.scheduler.ends import check_schedule, end_slope, time_at
 from fm_ext.path.scheduler.precision import double, hold, single
+from fm_ext.utils.inputs import align_time, entry_mask
+from fm_ext.utils.model_wrapper import ModelWrapper, hold_known
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -41,6 +42,10 @@ class ScheduleTransformedModel(ModelWrapper):
     * `original_scheduler` never reaches a ratio of `new_scheduler` (VP near the source; tables and EDM near both
       ends): the model's prediction of $X_1$ at its own first time is held, and its score at its own last.
 
+    Known entries do not move on either path, so where a `mask` of `x`'s entries is among the extras (bool, True =
+    missing) the model gets them as they are, and their velocity is 0. `MaskedVelocityModel` may stand inside or
+    outside.
+
     Outside [0, 1], where adaptive solvers look, the velocity of the nearer end is held. Works in any float dtype, with
     the schedules in float64, and under `ODESolver.compute_likelihood`.
 
@@ -48,6 +53,11 @@ class ScheduleTransformedModel(ModelWrapper):
         velocity_model: called as `velocity_model(x=x, t=t, **extras)`.
         original_scheduler: the schedule it was trained on.
         new_scheduler: the schedule to sample on.
+
+    Raises:
+        TypeError: for a schedule that is none.
+        ValueError: for a model that lives on another schedule than `original_scheduler`, or a `new_scheduler` whose
+            derivatives at t = 0 are not finite.
     """
 
     def __init__(
@@ -63,6 +73,7 @@ class ScheduleTransformedModel(ModelWrapper):
                     f"`{name}_scheduler` must be a flow_matching.path.scheduler.Scheduler, for example "
                     f"CondOTScheduler(); got {scheduler!r}."
                 )
+        check_schedule("original_scheduler", original_scheduler, velocity_model)
         self.original_scheduler = original_scheduler
         self.new_scheduler = new_scheduler
         zero, one = torch.tensor([0.0, 1.0], dtype=torch.float64).unbind()
@@ -91,8 +102,28 @@ class ScheduleTransformedModel(ModelWrapper):
                     sigma = one * torch.finfo(dtype).eps ** (1 / 3)
                     self._latest[dtype] = float(time_at(new_scheduler, one, sigma))
 
+    @property
+    def schedule(self) -> Scheduler:
+        """The schedule to sample on."""
+        return self.new_scheduler
+
+    @property
+    def answers(self) -> str:
+        """A velocity."""
+        return "velocity"
+
+    @property
+    def holds_known(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def reads_mask(self) -> bool:
+        """True."""
+        return True
+
     def forward(
-        self, x: Float[Tensor, " batch *dim"], t: Float[Tensor, "..."], **extras: object
+        self, x: Float[Tensor, " batch *dim"], t: Float[Tensor, "..."], **extras: Any
     ) -> Float[Tensor, " batch *dim"]:
         r"""The velocity $\bar u_t(x)$.
 
@@ -100,9 +131,12 @@ class ScheduleTransformedModel(ModelWrapper):
             x: state, `(batch, ...)`.
             t: time on the new schedule, 0-d, `(batch,)`, `(batch, 1, ..., 1)` or of `x`'s shape; the model gets its
                 own time in the same shape and dtype.
-            **extras: handed to the model.
+            **extras: handed to the model; a `mask` of `x`'s entries says which are known.
+
+        Raises:
+            ValueError: if `t` has another shape, or the model's answer has not the shape of `x`.
         """
-        shape = time_shape(t, x)
+        shape = align_time(t, x).shape
         r = hold(double(single(t))).clamp(max=self._latest.get(x.dtype, 1.0))
         new = self.new_scheduler(r)
         alpha, sigma = new.alpha_t, new.sigma_t
@@ -129,9 +163,11 @@ class ScheduleTransformedModel(ModelWrapper):
             time = time.clamp(max=1 - torch.finfo(t.dtype).eps ** (2 / 3))
         compute = torch.promote_types(x.dtype, torch.float32)
         a, b, s = (c.to(compute).view(shape) for c in (a, b, s))
-        u = self.model(x=(x / s).to(x.dtype), t=time.to(t.dtype), **extras)
+        mask = entry_mask(extras, x)
+        state = x / s if mask is None else torch.where(mask, x / s, x)
+        u = self.ask(state.to(x.dtype), time.to(t.dtype), extras)
         # A velocity that does not count must not turn the answer into NaN.
-        return (a * x + torch.where(b == 0, 0.0, b * u)).to(x.dtype)
+        return hold_known((a * x + torch.where(b == 0, 0.0, b * u)).to(x.dtype), mask)
 
 
 def _wronskian(out: SchedulerOutput) -> Tensor:

@@ -14,7 +14,8 @@ Product = Callable[[Tensor], Any]
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products, one a sample, `(batch, 1, ..., 1)`."""
-    return (a * b).flatten(1).sum(1).view(-1, *(1 for _ in a.shape[1:]))
+    axes = tuple(range(1, a.ndim))
+    return (a * b).sum(axes, keepdim=True) if axes else a * b
 
 
 def cg(product: Product, b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
@@ -38,30 +39,33 @@ def cg(product: Product, b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
 def gmres(product: Product, b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """`u` and `C u`, where `u` has the least residual |b - A u| in the Krylov space of A and b, for any A.
 
-    Arnoldi's orthogonal basis, and a least-squares problem of `iterations` unknowns a sample, in float64, which is
-    regularised at its rounding so that a sample that is solved already (b = 0) adds 0.
+    Arnoldi's orthogonal basis, made orthogonal twice against rounding, turns the residual into |beta e_1 - H w|, with H
+    of `iterations` + 1 rows. That is solved in float64 by QR, with rows of H's rounding below H: a sample that is
+    solved already (b = 0), or whose Krylov space is exhausted, adds 0 there, and nothing is singular. A sample that is
+    not finite stays alone with it.
     """
     size = dot(b, b).sqrt()
-    basis = [_unit(b, size)]
-    others: list[Tensor] = []
-    images: list[Tensor] = []
-    for _ in range(iterations):
-        c_v, w = product(basis[-1])
+    basis, others = [_unit(b, size)], []
+    hessenberg = double(b.new_zeros(len(b), 2 * iterations + 1, iterations))
+    for k in range(iterations):
+        c_v, w = product(basis[k])
         others.append(c_v)
-        images.append(w)
         length = dot(w, w).sqrt()
-        for v in basis:
-            w = w - dot(v, w) * v
+        for _ in range(2):
+            for i, v in enumerate(basis):
+                along = dot(v, w)
+                w = w - along * v
+                hessenberg[:, i, k] += along.reshape(len(b))
         rest = dot(w, w).sqrt()
-        negligible = rest <= 10 * torch.finfo(w.dtype).eps * length
-        basis.append(torch.where(negligible, 0.0, _unit(w, rest)))
-    matrix = double(torch.stack([a.flatten(1) for a in images], dim=2))
-    gram = matrix.mT @ matrix
-    floor = torch.finfo(b.dtype).eps ** 2 * gram.diagonal(dim1=1, dim2=2).sum(1)
-    floor = floor.clamp(min=torch.finfo(gram.dtype).tiny)[:, None, None]
-    right = matrix.mT @ double(b).flatten(1)[:, :, None]
-    eye = torch.eye(iterations, dtype=gram.dtype, device=gram.device)
-    weights = torch.linalg.solve(gram + floor * eye, right).to(b.dtype)
+        rest = torch.where(rest <= 10 * torch.finfo(w.dtype).eps * length, 0.0, rest)
+        hessenberg[:, k + 1, k] = rest.reshape(len(b))
+        basis.append(_unit(w, rest))
+    rounding = torch.finfo(b.dtype).eps * torch.linalg.matrix_norm(hessenberg)
+    rounding = rounding.clamp(min=torch.finfo(hessenberg.dtype).tiny ** 0.5)
+    hessenberg[:, iterations + 1 :].diagonal(dim1=1, dim2=2).copy_(rounding[:, None])
+    q, r = torch.linalg.qr(hessenberg)
+    right = q[:, :1].mT * double(size).reshape(-1, 1, 1)
+    weights = torch.linalg.solve_triangular(r, right, upper=True).to(b.dtype)
     weights = weights.view(len(b), iterations, *(1 for _ in b.shape[1:]))
     u = sum(weights[:, i] * basis[i] for i in range(iterations))
     c = sum(weights[:, i] * others[i] for i in range(iterations))

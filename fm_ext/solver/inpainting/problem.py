@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from fm_ext.solver.field import Field
+from fm_ext.utils.inputs import randn_like
 
 Source = Callable[[Tensor, torch.Generator | None], Tensor]
 
@@ -49,28 +53,30 @@ class Problem:
         source: Source | None,
         coupled: bool,
         generator: torch.Generator | None,
-        extras: dict[str, object],
+        extras: dict[str, Any],
         dtype: torch.dtype,
         progress: bool,
         copies: int = 1,
     ):
-        self.model, self.y, self.known = model, y, known
+        self.field, self.y, self.known = Field(model, extras, dtype), y, known
         self.noise_std, self.steps, self.source, self.generator = (
             noise_std,
             steps,
             source,
             generator,
         )
-        self.extras, self.dtype, self.progress, self.copies = extras, dtype, progress, copies
+        self.progress, self.copies = progress, copies
         self.plain = source is None and not coupled
-        self.nfe = self.gradients = 0
+        self.gradients = 0
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the model so far."""
+        return self.field.nfe
 
     def normal(self) -> Tensor:
         """Standard normal numbers, drawn where the generator lives."""
-        device = self.y.device if self.generator is None else self.generator.device
-        shape, dtype = self.y.shape, self.y.dtype
-        z = torch.randn(shape, dtype=dtype, device=device, generator=self.generator)
-        return z.to(self.y.device)
+        return randn_like(self.y, self.generator)
 
     def noise(self) -> Tensor:
         """A fresh $X_0$."""
@@ -106,19 +112,13 @@ class Problem:
 
     def velocity(self, x: Tensor, t: float) -> Tensor:
         """The model's velocity at `x` and `t`: one evaluation."""
-        self.nfe += 1
-        time = torch.full((), t, dtype=x.dtype, device=x.device)
-        v = self.model(x=x.to(self.dtype), t=time, **self.extras)
-        if v.shape != x.shape:
-            raise ValueError(
-                f"`velocity_model` must answer with the image's shape {tuple(x.shape)}; got {tuple(v.shape)}."
-            )
+        v = self.field(torch.full((), t, dtype=x.dtype, device=x.device), x)
         if x.requires_grad and not v.requires_grad:  # its derivative would silently be 0
             raise ValueError(
                 "`velocity_model` must be differentiable for this method, and its answer carries no gradient; is it "
                 'called under `torch.no_grad()` inside? method="flower" needs no gradients.'
             )
-        return v.to(x.dtype)
+        return v
 
     def target(self, x: Tensor, t: float) -> Tensor:
         r"""$\hat x_1 = E[X_1 \mid X_t = x] = x + (1 - t)\,v$: one evaluation, none at $t = 1$."""

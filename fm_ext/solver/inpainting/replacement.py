@@ -37,19 +37,19 @@ class RePaint(Method):
     $$x_t = \frac{t}{s}\,x_s + \sqrt{(1 - t)^2 - \tfrac{t^2}{s^2} (1 - s)^2}\; z .$$
 
     Args:
-        resample: how often each stretch is walked; 1 is replacement with fresh noise.
-        jump: steps in a stretch.
+        jump_n_sample: how often each stretch is walked; 1 is replacement with fresh noise.
+        jump_length: steps in a stretch.
     """
 
     gaussian = True
-    resample: int = 10
-    jump: int = 1
+    jump_n_sample: int = 10
+    jump_length: int = 1
 
     def __post_init__(self) -> None:
         check(
             "repaint",
-            resample=(self.resample, whole(1)),
-            jump=(self.jump, whole(1)),
+            jump_n_sample=(self.jump_n_sample, whole(1)),
+            jump_length=(self.jump_length, whole(1)),
         )
 
     def fill(self, problem: Problem) -> Tensor:
@@ -57,9 +57,9 @@ class RePaint(Method):
         stretch: list[tuple[float, float]] = []
         for t, s in problem.intervals():
             stretch.append((t, s))
-            if len(stretch) < self.jump and s < 1:
+            if len(stretch) < self.jump_length and s < 1:
                 continue
-            for repetition in range(self.resample):
+            for repetition in range(self.jump_n_sample):
                 if repetition > 0:
                     x = travel_back(problem, x, stretch[-1][1], stretch[0][0])
                 for start, end in stretch:

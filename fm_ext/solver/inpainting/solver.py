@@ -1,8 +1,11 @@
-"""Fills holes with a model that was trained on whole images."""
+"""Fills holes with a model that was trained on whole images: the solver, and its methods by name."""
 
+import difflib
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
 
 import torch
 from flow_matching.path.scheduler import CondOTScheduler, Scheduler
@@ -10,13 +13,29 @@ from flow_matching.solver.solver import Solver
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fm_ext.mask.check import check_mask
-from fm_ext.models.extras import belongs_to_samples, map_extras
+from fm_ext.path.scheduler.ends import check_schedule
 from fm_ext.path.scheduler.transform import ScheduleTransformedModel
-from fm_ext.solver.inpainting.method import check, real, whole
+from fm_ext.solver.field import check_keywords, check_state
+from fm_ext.solver.inpainting.d_flow import DFlow
+from fm_ext.solver.inpainting.guided import OTODE, MomentMatching
+from fm_ext.solver.inpainting.method import Method, check, real, whole
 from fm_ext.solver.inpainting.problem import Problem, Source
-from fm_ext.solver.inpainting.registry import METHODS, get_method
-from fm_ext.solver.keywords import INPAINTING_ALIASES, check_extras
+from fm_ext.solver.inpainting.renoising import Flower, PnPFlow
+from fm_ext.solver.inpainting.replacement import RePaint, Replace, RestoraFlow
+from fm_ext.solver.inpainting.twisted import TwistedSMC
+from fm_ext.utils.inputs import check_extras, check_mask, is_wrapper, map_samples, map_tensors
+
+METHODS: dict[str, type[Method]] = {
+    "d_flow": DFlow,
+    "flower": Flower,
+    "moment_matching": MomentMatching,
+    "ot_ode": OTODE,
+    "pnp": PnPFlow,
+    "repaint": RePaint,
+    "replace": Replace,
+    "restora": RestoraFlow,
+    "twisted_smc": TwistedSMC,
+}
 
 
 class InpaintingSolver(Solver):
@@ -30,13 +49,13 @@ class InpaintingSolver(Solver):
     |-------------------|---------------------------------------------------|-------|-------------------------------|
     | "moment_matching" | `products` 4, `start` 0.1, `eta` 1,               | yes   | independent, Gaussian source  |
     |                   | `linear_solver` "gmres"                           |       |                               |
-    | "twisted_smc"     | `products` 6, `until` 0.35, `threshold` 0.5,       | yes   | independent, Gaussian source  |
+    | "twisted_smc"     | `products` 6, `until` 0.35, `threshold` 0.5,      | yes   | independent, Gaussian source  |
     |                   | `start` 0.1; weighs an image's fills              |       |                               |
     | "flower"          | `gamma` 1                                         | yes   | independent source            |
     | "ot_ode"          | `start` 0.2                                       | yes   | independent, Gaussian source  |
     | "pnp"             | `step` 1, `exponent` 0.5, `averages` 1            | yes   | independent source            |
     | "restora"         | `corrections` 1                                   | no    | independent source            |
-    | "repaint"         | `resample` 10, `jump` 1                           | no    | independent, Gaussian source  |
+    | "repaint"         | `jump_n_sample` 10, `jump_length` 1               | no    | independent, Gaussian source  |
     | "replace"         |                                                   | no    | independent source            |
     | "d_flow"          | `iterations` 20                                   | no    | nothing                       |
 
@@ -57,7 +76,8 @@ class InpaintingSolver(Solver):
         gradients: vector-Jacobian products of the model in it.
 
     Raises:
-        ValueError: for an unknown method, or an option outside its range.
+        ValueError: for an unknown method, an option outside its range, a model that lives on another schedule, or one
+            that holds known entries by itself and so was trained with masks.
         TypeError: for an option that the method has not.
     """
 
@@ -77,8 +97,9 @@ class InpaintingSolver(Solver):
                 f"`scheduler` must be a flow_matching.path.scheduler.Scheduler, for example CondOTScheduler(); "
                 f"got {scheduler!r}."
             )
+        _check_model(velocity_model, scheduler)
         self.velocity_model, self.scheduler = velocity_model, scheduler
-        self.method_name, self.method = method, get_method(method, options)
+        self.method_name, self.method = method, _get_method(method, options)
         self.source, self.coupled = source, coupled
         self.nfe = self.gradients = 0
         broken = []
@@ -104,7 +125,7 @@ class InpaintingSolver(Solver):
         noise_std: float = 0.0,
         fills: int | None = None,
         progress: bool = False,
-        **model_extras: object,
+        **model_extras: Any,
     ) -> Float[Tensor, "..."]:
         r"""Draws completions of `image`.
 
@@ -117,8 +138,7 @@ class InpaintingSolver(Solver):
                 are returned bit for bit; if not they are denoised too.
             fills: completions of each image, computed as one batch.
             progress: whether to show a progress bar.
-            **model_extras: handed to the model; for several fills, tensors as long as the batch are repeated, in a
-                dict among the extras too.
+            **model_extras: handed to the model; for several fills they are repeated, but `shared` ones.
 
         Returns:
             `(batch, ...)`, or `(fills, batch, ...)`, in the dtype of `image`. In half precision the model gets
@@ -130,21 +150,18 @@ class InpaintingSolver(Solver):
             ValueError: for a mask that does not broadcast to the image, `steps` or `fills` below 1, a negative
                 `noise_std`, or noise under a method whose formula has no place for it; for a model whose answer has
                 another shape, or no gradient where the method needs it; for a `source` whose answer is not like the
-                image (in float32 for half precision).
+                image (in float32 for half precision); for extras of another length than the batch.
         """
-        check_extras(self.velocity_model, model_extras, self.sample, INPAINTING_ALIASES)
-        self._check(image, mask, steps, noise_std, fills)
+        check_keywords(self.velocity_model, model_extras, self, "sample")
+        mask = self._check(image, mask, steps, noise_std, fills)
         copies = 1 if fills is None else int(fills)
-
-        def ready(extra: Tensor) -> Tensor:
-            if belongs_to_samples(extra, len(image)):
-                return _repeated(extra, copies)
-            return extra.clone() if extra.is_inference() else extra  # no gradient passes those
-
-        mask = mask.expand(len(image), *mask.shape[1:])
         whole, hole = _repeated(image, copies), _repeated(mask, copies)
         compute = torch.promote_types(image.dtype, torch.float32)
         with torch.inference_mode(False), torch.no_grad():
+            extras = check_extras(model_extras, image)
+            extras = map_samples(extras, lambda extra: _repeated(extra, copies))
+            # No gradient passes a tensor of inference mode.
+            extras = map_tensors(extras, lambda e: e.clone() if e.is_inference() else e)
             problem = Problem(
                 self._straight(),
                 whole.to(compute).masked_fill(hole, 0.0),
@@ -154,7 +171,7 @@ class InpaintingSolver(Solver):
                 source=self.source,
                 coupled=self.coupled,
                 generator=generator,
-                extras=map_extras(model_extras, ready),
+                extras=extras,
                 dtype=image.dtype,
                 progress=progress,
                 copies=copies,
@@ -172,13 +189,9 @@ class InpaintingSolver(Solver):
 
     def _check(
         self, image: Tensor, mask: Tensor, steps: int, noise_std: float, fills: int | None
-    ) -> None:
-        if not image.is_floating_point():
-            raise TypeError(
-                f"`image` must be floating point; got {image.dtype}. "
-                "Images of bytes become data by `x.float() / 127.5 - 1`."
-            )
-        check_mask(mask, image, like="image")
+    ) -> Tensor:
+        check_state("image", image)
+        mask = check_mask(mask, image, like="image")
         check(
             None,
             steps=(steps, whole(1)),
@@ -191,6 +204,35 @@ class InpaintingSolver(Solver):
                 f"`noise_std` must be 0 for method {self.method_name!r}, whose formula has no place for noise; got "
                 f"{noise_std}. Use one of {able}."
             )
+        return mask
+
+
+def _get_method(name: str, options: dict[str, object]) -> Method:
+    if name not in METHODS:
+        nearest = difflib.get_close_matches(str(name), METHODS, n=1)
+        raise ValueError(
+            f"`method` must be one of {', '.join(METHODS)}; got {name!r}."
+            + (f" Did you mean {nearest[0]!r}?" if nearest else "")
+        )
+    known = [field.name for field in fields(METHODS[name])]  # pyright: ignore[reportArgumentType]
+    if unknown := [key for key in options if key not in known]:
+        raise TypeError(
+            f"method {name!r} takes {', '.join(f'`{key}`' for key in known) or 'no options'}; "
+            f"got {', '.join(f'`{key}`' for key in unknown)}."
+        )
+    return METHODS[name](**options)
+
+
+def _check_model(model: Any, scheduler: Scheduler) -> None:
+    check_schedule("scheduler", scheduler, model)
+    inner = model
+    while is_wrapper(inner):
+        if "mask" in inner.own:
+            raise ValueError(
+                f"`velocity_model` must be trained without masks; got {type(inner).__name__}, which holds known "
+                "entries by itself. Write ODESolver(model).sample(torch.where(mask, noise, image), steps=9, mask=mask)."
+            )
+        inner = inner.model
 
 
 def _repeated(value: Tensor, copies: int) -> Tensor:

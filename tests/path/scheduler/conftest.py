@@ -6,7 +6,8 @@ import torch
 ARGUMENTS = {
     "polynomial": {"n": 2},
     "beta_table": {"betas": torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square()},
-    "shifted": {"scheduler": {"name": "cond_ot"}, "shift": 3.0},
+    "shifted": {"scheduler": {"name": "cosine"}, "shift": 3.0},
+    "shifted_convex": {"scheduler": {"name": "cond_ot"}, "shift": 3.0},
 }
 VARIANTS = {
     "polynomial_3.5": ("polynomial", {"n": 3.5}),

@@ -7,13 +7,23 @@ import pickle
 import pytest
 import torch
 from flow_matching.path import GeodesicProbPath, MixtureDiscreteProbPath
-from flow_matching.path.scheduler import CondOTScheduler, ConvexScheduler, Scheduler
+from flow_matching.path.scheduler import (
+    CondOTScheduler,
+    ConvexScheduler,
+    PolynomialConvexScheduler,
+    Scheduler,
+)
 from flow_matching.utils.manifolds import FlatTorus
 from torch.func import jvp, vmap
 from torch.testing import assert_close
 
-from fm_ext.path.scheduler import VariancePreservingScheduler
-from fm_ext.path.scheduler.ends import end_slope, time_at
+from fm_ext.path.scheduler import (
+    ShiftedConvexScheduler,
+    ShiftedScheduler,
+    VariancePreservingScheduler,
+    VPScheduler,
+)
+from fm_ext.path.scheduler.ends import end_slope, same_schedule, time_at
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FIELDS = ("alpha_t", "sigma_t", "d_alpha_t", "d_sigma_t")
@@ -199,10 +209,66 @@ def test_end_slope_is_the_slope_of_alpha_where_sigma_has_none(case, make):
         assert_close(scheduler.end_slope, want.item() if singular else 0.0)
 
 
-def test_shift_of_what_is_no_scheduler(untyped):
-    from fm_ext.path.scheduler import ShiftedScheduler
+def test_copies_after_use_on_two_devices(our_case, make):
+    """No copy of a constant travels: a reader may lack the device that the writer used."""
+    scheduler, fresh, t = make(our_case), make(our_case), torch.rand(7)
+    for device in ("cpu", "meta"):
+        scheduler(t.to(device))
+    for twin in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
+        assert twin == scheduler == fresh and hash(twin) == hash(scheduler) == hash(fresh)
+        assert torch.equal(twin(t).alpha_t, scheduler(t).alpha_t)
+        assert b"meta" not in pickle.dumps(scheduler)
 
-    with pytest.raises(TypeError, match=r"`scheduler` must be a .*Scheduler; got str"):
-        ShiftedScheduler("cond_ot", 3.0)
-    with pytest.raises(ValueError, match="`shift` must be positive and finite; got 0"):
-        ShiftedScheduler(CondOTScheduler(), 0.0)
+
+def test_built_and_used_in_any_mode(our_case, make):
+    """Constants are neither on a default device nor inference tensors, which autograd refuses."""
+    t = torch.rand(7, dtype=torch.float64, requires_grad=True)
+    expected = make(our_case)(t).alpha_t
+    with torch.device("meta"):
+        built_on_meta = make(our_case)
+    with torch.inference_mode():
+        scheduler = make(our_case)
+        scheduler(torch.rand(3))
+    for twin in (built_on_meta, scheduler):
+        value = twin(t).alpha_t
+        assert torch.equal(value, expected)
+        torch.autograd.grad(value.sum(), t)
+
+
+SHIFTED = [ShiftedScheduler, ShiftedConvexScheduler]
+
+
+@pytest.mark.parametrize("kind", SHIFTED)
+def test_equal_shifts_around_upstreams_schedulers(kind):
+    make = lambda n=2.0, shift=3.0: kind(PolynomialConvexScheduler(n), shift)
+    assert make() == make() and hash(make()) == hash(make())
+    assert len({make(), make()}) == 1 and type(make()) is kind
+    assert make() != make(n=3.0) and make() != make(shift=2.0)
+    assert make() != kind(CondOTScheduler(), 3.0) and kind(make(), 2.0) == kind(make(), 2.0)
+
+
+def test_the_two_kinds_of_shift_differ_in_class_only():
+    t = torch.rand(9, dtype=torch.float64)
+    plain, convex = (kind(CondOTScheduler(), 3.0) for kind in SHIFTED)
+    assert plain != convex and same_schedule(plain, convex)
+    assert torch.equal(plain(t).alpha_t, convex(t).alpha_t)
+    assert isinstance(convex, ConvexScheduler) and not isinstance(plain, ConvexScheduler)
+
+
+def test_same_schedule(case, make):
+    assert same_schedule(make(case), make(case))
+    others = {"cosine": "upstream_cosine", "vp": "upstream_vp", "linear_vp": "upstream_linear_vp"}
+    if case in others:
+        assert same_schedule(make(case), make(others[case]))
+    assert same_schedule(make(case), CondOTScheduler()) == (case == "cond_ot")
+
+
+def test_shift_of_what_is_no_scheduler(untyped):
+    for kind in SHIFTED:
+        with pytest.raises(TypeError, match=r"`scheduler` must be a .*Scheduler; got str"):
+            kind("cond_ot", 3.0)
+        with pytest.raises(ValueError, match="`shift` must be positive and finite; got 0"):
+            kind(CondOTScheduler(), 0.0)
+    with pytest.raises(TypeError, match=r"ConvexScheduler; got VP.*ShiftedScheduler takes any"):
+        ShiftedConvexScheduler(VPScheduler(), 3.0)
+    ShiftedScheduler(VPScheduler(), 3.0)

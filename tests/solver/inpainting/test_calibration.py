@@ -25,7 +25,7 @@ BOUNDS = {
     "moment_matching": ((0.0, 0.25), (0.0, 0.05), (0.8, 1.0), (0.85, 1.0)),
     "d_flow": ((0.0, 0.4), (0.0, 0.1), (0.65, 1.0), (0.9, 1.1)),
 }
-OPTIONS = {"d_flow": {"iterations": 8}, "repaint": {"resample": 4}}
+OPTIONS = {"d_flow": {"iterations": 8}, "repaint": {"jump_n_sample": 4}}
 STEPS = {"d_flow": 12, "moment_matching": 25}
 
 
@@ -169,7 +169,7 @@ def test_a_full_mask_draws_from_the_model(hole_of, gaussian, method, scheduler, 
     """Its mean, and its variance in the five leading directions; OT-ODE starts without their spread."""
     hole = hole_of(center=center)
     model = gaussian(hole.covariance, scheduler, mean=center)
-    options = {"repaint": {"resample": 2}, "d_flow": {"iterations": 1}}.get(method, {})
+    options = {"repaint": {"jump_n_sample": 2}, "d_flow": {"iterations": 1}}.get(method, {})
     solver = InpaintingSolver(model, scheduler, method, **options)
     samples = solver.sample(hole.image, mask=torch.ones(1, 32).bool(), fills=200)
     samples = samples.flatten(0, 1).double()
@@ -183,7 +183,7 @@ def test_a_full_mask_draws_from_the_model(hole_of, gaussian, method, scheduler, 
 def test_time_travel_keeps_the_law_of_the_model(hole, gaussian):
     # Nothing is known, so any number of repetitions must leave samples of the prior.
     scheduler = CondOTScheduler()
-    for options in ({"resample": 6}, {"resample": 3, "jump": 5}):
+    for options in ({"jump_n_sample": 6}, {"jump_n_sample": 3, "jump_length": 5}):
         solver = InpaintingSolver(
             gaussian(hole.covariance, scheduler), scheduler, "repaint", **options
         )

@@ -60,6 +60,30 @@ def test_gmres_has_the_least_residual_of_its_krylov_space():
     torch.testing.assert_close(u[[0, 2]].flatten(1), (space @ weights)[:, :, 0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("iterations", [1, 2, 4, 8])
+def test_no_sample_can_kill_the_batch(dtype, iterations):
+    """Normal equations of a singular system are singular, and torch raises for all samples then."""
+    torch.manual_seed(1)
+    matrix = torch.randn(7, 4, 4, dtype=dtype)
+    right = torch.randn(7, 4, dtype=dtype)
+    matrix[0] = 0
+    matrix[1] = torch.nan
+    matrix[2] = 1e-30 * torch.eye(4)
+    matrix[3] = torch.ones(4, 1) @ torch.ones(1, 4)  # of rank 1
+    matrix[4] = torch.eye(4) + 1e-14 * matrix[4]  # an exhausted Krylov space, but for rounding
+    right[5] = 0
+    product = lambda u: ((matrix @ u[..., None])[..., 0],) * 2
+    u, _ = gmres(product, right, iterations)
+    assert u[[0, 2, 3, 4, 5, 6]].isfinite().all() and u[1].isnan().all()
+    assert u[5].eq(0).all() and u[0].eq(0).all()
+    left = (right - (matrix @ u[..., None])[..., 0]).norm(dim=1)
+    assert (left <= (1 + 1e-5) * right.norm(dim=1))[[0, 2, 3, 4, 5, 6]].all()
+    assert left[4] <= 10 * torch.finfo(dtype).eps ** 0.5 * right[4].norm()
+    alone, _ = gmres(lambda u: ((matrix[6:] @ u[..., None])[..., 0],) * 2, right[6:], iterations)
+    torch.testing.assert_close(u[6:], alone)
+
+
 def test_conjugate_gradients_stand_still_where_the_matrix_is_negative():
     b = torch.ones(2, 3)
     product = lambda u: (u, torch.tensor([[-1.0], [2.0]]) * u)

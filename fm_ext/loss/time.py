@@ -38,18 +38,20 @@ class TimeSampler(abc.ABC):
 
         Args:
             batch: number of times, 0 or more.
-            device: where to draw; PyTorch's default device if None.
-            generator: source of the randomness, on the same device; the global one if None.
+            device: where the times are; PyTorch's default device if None.
+            generator: source of the randomness, the global one if None; times are drawn on its device and moved.
 
         Raises:
             ValueError: if `batch` is negative.
         """
         if batch < 0:
             raise ValueError(f"`batch` must be at least 0; got {batch}.")
-        u = torch.rand(batch, device=device, generator=generator)
+        place = torch.get_default_device() if device is None else torch.device(device)
+        origin = place if generator is None else generator.device
+        u = torch.rand(batch, device=origin, generator=generator)
         if self.stratified:
-            u = (torch.randperm(batch, device=device, generator=generator) + u) / max(batch, 1)
-        return self.quantile(u)
+            u = (torch.randperm(batch, device=origin, generator=generator) + u) / max(batch, 1)
+        return self.quantile(u.to(place))
 
     @abc.abstractmethod
     def quantile(self, u: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:

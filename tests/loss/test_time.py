@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fm_ext.training import LogitNormalTime, PowerTime, UniformTime
+from fm_ext.loss import LogitNormalTime, PowerTime, UniformTime
 
 LAWS = {
     "uniform": (UniformTime, {}, stats.uniform.cdf),
@@ -100,3 +100,8 @@ def test_an_empty_batch_has_no_times():
 def test_what_is_out_of_range_is_refused(make, message, untyped):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_generator_may_live_elsewhere():
+    times = UniformTime()(4, device="meta", generator=torch.Generator().manual_seed(0))
+    assert times.device.type == "meta"

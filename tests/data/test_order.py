@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fm_ext.data.randomness import uniform
+from fm_ext.data.order import uniform
 
 
 def grid(epochs: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
