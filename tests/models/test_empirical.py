@@ -249,7 +249,7 @@ def test_a_class_is_the_field_of_its_data():
     assert model.null_label == 3
     assert_close(model(x=x, t=t, label=torch.tensor(3)), model(x=x, t=t))
     label = torch.tensor([0, 2, 0, 2, 0, 2])
-    guided = GuidedVelocityModel(model, scale=2.0)(x=x, t=t, label=label)
+    guided = GuidedVelocityModel(model, guidance_scale=2.0)(x=x, t=t, label=label)
     assert_close(guided, 2 * model(x=x, t=t, label=label) - model(x=x, t=t))
 
 
