@@ -125,8 +125,8 @@ class TwistedSMC(Method):
             basis.append(
                 _unit(image, torch.where(rest > 1e3 * torch.finfo(x.dtype).eps * length, rest, 0.0))
             )
-        space = torch.stack([double(v).flatten(1) for v in basis[:-1]], 2)
-        applied = torch.stack([double(v).flatten(1) for v in images], 2)
+        space = torch.stack([double(v).reshape(len(v), -1) for v in basis[:-1]], 2)
+        applied = torch.stack([double(v).reshape(len(v), -1) for v in images], 2)
         inside = space.square().sum(1) > 0.5  # the space ends where the next direction is 0
         small = space.mT @ applied
         values, vectors = torch.linalg.eigh(
@@ -141,9 +141,9 @@ class TwistedSMC(Method):
         gram = applied.mT @ applied
         floor = torch.finfo(x.dtype).eps ** 2 * gram.diagonal(dim1=1, dim2=2).sum(1)
         floor = floor.clamp(min=torch.finfo(gram.dtype).tiny)[:, None] + 1.0 * ~inside
-        right = applied.mT @ double(residual).flatten(1)[:, :, None]
+        right = applied.mT @ double(residual).reshape(len(residual), -1)[:, :, None]
         weights = torch.linalg.solve(gram + torch.diag_embed(floor), right)[:, :, 0]
-        count = problem.known.expand_as(x).flatten(1).sum(1) - inside.sum(1)
+        count = problem.known.expand_as(x).reshape(len(x), -1).sum(1) - inside.sum(1)
         seen = (vectors.square() * inside[:, :, None]).sum(1) > 0.5  # not the 1s of the padding
         smallest = torch.where(seen, values, torch.inf).amin(1).clamp(max=1e30)
         determinant = torch.where(seen, values.log(), 0.0).sum(1) + count * smallest.log()
