@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fm_ext.data import image_loader, load_images
-from fm_ext.metrics import Classifier, bootstrap
+from fm_ext.metrics import Classifier, jackknife
 from fm_ext.training import Trainer, TrainerConfig, auto_accelerator
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
@@ -91,7 +91,7 @@ network.eval().requires_grad_(False)
 images, labels = load_images(**data, limit=100 if SMOKE else None)
 predicted = torch.cat([network(part).argmax(1) for part in images.split(500)])
 right = (predicted == labels).double()
-print(f"accuracy on test images: {bootstrap(torch.mean, right):.4f}")
+print(f"accuracy on test images: {jackknife(torch.mean, right):.4f}")
 
 order = right.argsort(stable=True)[:32].cpu()
 figure, axes = plt.subplots(4, 8, figsize=(8, 5))

@@ -17,7 +17,7 @@ from flow_matching.path import CondOTProbPath
 
 from fm_ext.data import image_loader, load_images
 from fm_ext.loss import LogitNormalTime, velocity_loss
-from fm_ext.metrics import FeatureMetrics, bootstrap, class_balance, classifier
+from fm_ext.metrics import FeatureMetrics, class_balance, classifier, jackknife
 from fm_ext.models import GuidedVelocityModel, UNet, UNetWrapper
 from fm_ext.sampling import draw_samples
 from fm_ext.solver import ODESolver
@@ -116,5 +116,5 @@ if judge:
     predicted, even = torch.cat(predicted), torch.full((len(classes),), 1 / len(classes))
     for figure, estimate in metrics.compute().items():
         print(f"{figure:9} {estimate}")
-    print(f"right class {bootstrap(torch.mean, (predicted == label).double()):.3f}")
-    print(f"imbalance {bootstrap(lambda labels: class_balance(labels, even), predicted):.3f}")
+    print(f"right class {jackknife(torch.mean, (predicted == label).double()):.3f}")
+    print(f"imbalance {jackknife(lambda labels: class_balance(labels, even), predicted):.3f}")

@@ -19,7 +19,7 @@ from torchvision.utils import make_grid
 from fm_ext.coupling import IndependentCoupling, NoisySource, OptimalTransport
 from fm_ext.data import image_pair_loader, load_images
 from fm_ext.loss import UniformTime, velocity_loss
-from fm_ext.metrics import bootstrap, class_entropy, classifier, frechet_distance
+from fm_ext.metrics import class_entropy, classifier, frechet_distance, jackknife
 from fm_ext.models import SmallUNet, UNetWrapper
 from fm_ext.path import CoupledProbPath
 from fm_ext.solver import ODESolver
@@ -80,7 +80,7 @@ def report(name, images, cost):
     """What the classifier makes of images, and how far they came."""
     with torch.no_grad():
         chances = judge(images).softmax(1)
-        frechet = bootstrap(frechet_distance, judge.features(images), judge.features(targets))
+        frechet = jackknife(frechet_distance, judge.features(images), judge.features(targets))
     sure, found = chances.max(1)
     figures = f"{(sure > 0.9).float().mean():6.1%} {class_entropy(found, 10):8.2f} {cost:8.1f}"
     print(f"{name:18} {figures}   {frechet:.1f}")

@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from fm_ext.data import load_images
 from fm_ext.data.pixels import to_float
-from fm_ext.metrics import bootstrap, classifier, frechet_distance
+from fm_ext.metrics import classifier, frechet_distance, jackknife
 from fm_ext.sampling import to_uint8
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -37,7 +37,7 @@ def features(images: Tensor) -> Tensor:
 real = features(images)
 for part, values, truth in (("train", features(train), train_labels), ("test", real, labels)):
     right = (network.head(values).argmax(1) == truth).double()
-    print(f"accuracy, {part}: {bootstrap(torch.mean, right):.4f}", flush=True)
+    print(f"accuracy, {part}: {jackknife(torch.mean, right):.4f}", flush=True)
 
 cases = {"training images": train[chosen]}
 for sigma in (0.4, 0.6, 0.8, 1.2, 2.0):
@@ -51,5 +51,5 @@ for name, changed in cases.items():
     values = features(to_float(to_uint8(changed)))
     truth = train_labels[chosen] if name == "training images" else labels
     accuracy = (network.head(values).argmax(1) == truth).double().mean()
-    estimate = bootstrap(frechet_distance, values, real)
+    estimate = jackknife(frechet_distance, values, real)
     print(f"{name}: frechet {estimate:.3g}; accuracy {accuracy:.4f}", flush=True)

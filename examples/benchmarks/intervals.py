@@ -1,4 +1,4 @@
-"""How often the intervals of `bootstrap` hold what they claim, beside the usual bootstrap's percentiles.
+"""How often the intervals of `jackknife` hold what they claim, beside the usual bootstrap's percentiles.
 
     OMP_NUM_THREADS=1 python examples/benchmarks/intervals.py
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from fm_ext.metrics import (
-    bootstrap,
     coverage,
     density,
     energy_distance,
     frechet_distance,
+    jackknife,
     kernel_distance,
     precision,
     sliced_wasserstein,
@@ -58,7 +58,7 @@ for shift in (0.0, 0.3):
         values, halves, usual = [], [], []
         for _ in range(args.repetitions):
             x, y = torch.randn(2, POINTS, DIMENSION)
-            estimate = bootstrap(statistic, x + shift, y, resamples=RESAMPLES)
+            estimate = jackknife(statistic, x + shift, y, resamples=RESAMPLES)
             values.append(estimate.value)
             halves.append(estimate[1:3])
             usual.append(percentiles(statistic, x + shift, y))

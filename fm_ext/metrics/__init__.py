@@ -2,7 +2,7 @@
 
 from fm_ext.metrics.classifier import Classifier, classifier
 from fm_ext.metrics.energy import energy_distance
-from fm_ext.metrics.estimate import Estimate, bootstrap
+from fm_ext.metrics.estimate import Estimate, jackknife
 from fm_ext.metrics.feature import FeatureMetrics
 from fm_ext.metrics.fill import fill_diversity, seam_gradient
 from fm_ext.metrics.frechet import frechet_distance
@@ -18,7 +18,6 @@ __all__ = [
     "Classifier",
     "Estimate",
     "FeatureMetrics",
-    "bootstrap",
     "class_balance",
     "class_entropy",
     "classifier",
@@ -29,6 +28,7 @@ __all__ = [
     "frechet_distance",
     "hole_psnr",
     "hole_ssim",
+    "jackknife",
     "kernel_distance",
     "maximum_mean_discrepancy",
     "memorisation",

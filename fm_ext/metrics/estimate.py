@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
         return format(self)
 
 
-def bootstrap(
+def jackknife(
     statistic: Callable[..., Tensor],
     *samples: Tensor,
     paired: bool = False,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from fm_ext.metrics.estimate import Estimate, bootstrap
+from fm_ext.metrics.estimate import Estimate, jackknife
 from fm_ext.metrics.frechet import frechet_distance
 from fm_ext.metrics.kernel import kernel_distance
 from fm_ext.metrics.manifold import coverage, density, precision, recall
@@ -40,7 +40,7 @@ class FeatureMetrics(Metric):
             device of the images.
         figures: what to compute; see the functions of these names (`frechet_distance`, `kernel_distance`, `precision`,
             `recall`, `density`, `coverage`).
-        resamples: halves of the data that make the intervals, see `bootstrap`; together they take as long as
+        resamples: halves of the data that make the intervals, see `jackknife`; together they take as long as
             `resamples` / 4 evaluations, those of a Frechet distance / 2.
         kwargs: those of `torchmetrics.Metric`.
 
@@ -138,6 +138,6 @@ class FeatureMetrics(Metric):
                 f'got {count} with {dimension} features. Give more images, or leave "frechet" out of `figures`.'
             )
         return {
-            name: bootstrap(FIGURES[name], samples, reference, resamples=self.resamples)
+            name: jackknife(FIGURES[name], samples, reference, resamples=self.resamples)
             for name in self.figures
         }

@@ -25,7 +25,7 @@ def straightness(
         time_grid: increasing, at least two times; a tensor or a list.
 
     Returns:
-        S of each sample, in the square of the data's unit; `bootstrap(torch.mean, S)` is the paper's figure.
+        S of each sample, in the square of the data's unit; `jackknife(torch.mean, S)` is the paper's figure.
 
     Raises:
         TypeError: for states in half precision, whose rounding would look like bends.

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from fm_ext.metrics import Estimate, bootstrap, density, frechet_distance, hole_psnr
+from fm_ext.metrics import Estimate, density, frechet_distance, hole_psnr, jackknife
 
 
 def test_interval_of_a_mean_is_the_known_one():
     x = torch.randn(10_000, dtype=torch.float64)
-    estimate = bootstrap(torch.mean, x, resamples=2000)
+    estimate = jackknife(torch.mean, x, resamples=2000)
     assert estimate.value == x.mean() and estimate.count == 10_000
     assert (estimate.high + estimate.low) / 2 == pytest.approx(estimate.value)
     half = 1.96 * x.std().item() / math.sqrt(10_000)
@@ -21,7 +21,7 @@ def test_odd_counts_and_levels():
     """Of 5 rows the halves have 2: the factor is that of a mean of n, for every n."""
     x = torch.randn(5, dtype=torch.float64)
     half = x.std().item() / math.sqrt(5)
-    one_sigma = bootstrap(torch.mean, x, resamples=5000, level=0.6827)
+    one_sigma = jackknife(torch.mean, x, resamples=5000, level=0.6827)
     assert one_sigma.high - one_sigma.value == pytest.approx(half, rel=0.05)
 
 
@@ -31,7 +31,7 @@ def test_holds_what_it_claims_where_the_usual_bootstrap_fails(statistic, usually
     values, halves, usual = [], [], []
     for _ in range(40):
         x, y = torch.randn(2, 100, 6)
-        values.append((estimate := bootstrap(statistic, x, y, resamples=30)).value)
+        values.append((estimate := jackknife(statistic, x, y, resamples=30)).value)
         halves.append(estimate[1:3])
         draws = [statistic(*(z[torch.randint(100, (100,))] for z in (x, y))) for _ in range(30)]
         usual.append(torch.stack(draws).quantile(torch.tensor([0.025, 0.975]).double()).tolist())
@@ -44,27 +44,27 @@ def test_paired_rows_stay_together():
     target = torch.rand(20, 1, 4, 4) * 2 - 1
     mask = torch.rand(20, 1, 4, 4) > 0.5
     image = target + torch.arange(20).view(-1, 1, 1, 1) * 0.01
-    estimate = bootstrap(hole_psnr, image, target, mask, paired=True)
+    estimate = jackknife(hole_psnr, image, target, mask, paired=True)
     assert estimate.low < estimate.value < estimate.high
-    same = bootstrap(lambda a, b: (a - b).abs().max(), target, target, paired=True)
+    same = jackknife(lambda a, b: (a - b).abs().max(), target, target, paired=True)
     assert same == Estimate(0.0, 0.0, 0.0, 20)
 
 
 def test_the_count_is_that_of_the_fewest():
-    assert bootstrap(lambda a, b: a.mean() - b.mean(), torch.randn(50), torch.randn(9)).count == 9
+    assert jackknife(lambda a, b: a.mean() - b.mean(), torch.randn(50), torch.randn(9)).count == 9
 
 
 def test_unpaired_rows_are_drawn_apart(generator):
     x = torch.randn(50, dtype=torch.float64)
-    estimate = bootstrap(lambda a, b: a.mean() - b.mean(), x, x, generator=generator)
+    estimate = jackknife(lambda a, b: a.mean() - b.mean(), x, x, generator=generator)
     assert estimate.value == 0 and estimate.high > 0
 
 
 def test_the_same_twice_and_another_with_a_generator(generator):
     x = torch.randn(50, 1)
-    assert bootstrap(torch.mean, x) == bootstrap(torch.mean, x)
+    assert jackknife(torch.mean, x) == jackknife(torch.mean, x)
     generator.manual_seed(1)
-    assert bootstrap(torch.mean, x) != bootstrap(torch.mean, x, generator=generator)
+    assert jackknife(torch.mean, x) != jackknife(torch.mean, x, generator=generator)
 
 
 def test_reads_well():
@@ -85,4 +85,4 @@ def test_bad_arguments(untyped):
         (torch.square, (x,), {}, r"`statistic` must return one number; got shape \(10,\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            bootstrap(statistic, *samples, **settings)
+            jackknife(statistic, *samples, **settings)

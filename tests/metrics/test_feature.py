@@ -9,7 +9,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from fm_ext.mask import Irregular
-from fm_ext.metrics import FeatureMetrics, bootstrap, classifier, coverage, frechet_distance
+from fm_ext.metrics import FeatureMetrics, classifier, coverage, frechet_distance, jackknife
 
 ALL = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 SETUP = """
@@ -182,4 +182,4 @@ def test_errors(generator, untyped):
     ):
         compute(images[:12], real[:12], 50)
     result = compute(images[:12], real[:12], 50, figures=("kernel",))
-    assert bootstrap(lambda x: x.mean(), images).count == 101 and result["kernel"].count == 12
+    assert jackknife(lambda x: x.mean(), images).count == 101 and result["kernel"].count == 12

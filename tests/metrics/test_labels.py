@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fm_ext.metrics import bootstrap, class_balance, class_entropy
+from fm_ext.metrics import class_balance, class_entropy, jackknife
 
 EVEN = torch.full((10,), 0.1)
 
@@ -35,7 +35,7 @@ def test_balance_of_fair_draws_is_as_documented():
 
 def test_takes_an_interval():
     labels = torch.randint(10, (1000,))
-    estimate = bootstrap(lambda y: class_entropy(y, 10), labels)
+    estimate = jackknife(lambda y: class_entropy(y, 10), labels)
     assert estimate.low < estimate.value < estimate.high
 
 
