@@ -45,7 +45,7 @@ def gmres(product: Product, b: Tensor, iterations: int) -> tuple[Tensor, Tensor]
     not finite stays alone with it.
     """
     size = dot(b, b).sqrt()
-    basis, others = [_unit(b, size)], []
+    basis, others = [unit(b, size)], []
     hessenberg = double(b.new_zeros(len(b), 2 * iterations + 1, iterations))
     for k in range(iterations):
         c_v, w = product(basis[k])
@@ -59,7 +59,7 @@ def gmres(product: Product, b: Tensor, iterations: int) -> tuple[Tensor, Tensor]
         rest = dot(w, w).sqrt()
         rest = torch.where(rest <= 10 * torch.finfo(w.dtype).eps * length, 0.0, rest)
         hessenberg[:, k + 1, k] = rest.reshape(len(b))
-        basis.append(_unit(w, rest))
+        basis.append(unit(w, rest))
     rounding = torch.finfo(b.dtype).eps * torch.linalg.matrix_norm(hessenberg)
     rounding = rounding.clamp(min=torch.finfo(hessenberg.dtype).tiny ** 0.5)
     hessenberg[:, iterations + 1 :].diagonal(dim1=1, dim2=2).copy_(rounding[:, None])
@@ -72,7 +72,8 @@ def gmres(product: Product, b: Tensor, iterations: int) -> tuple[Tensor, Tensor]
     return torch.as_tensor(u), torch.as_tensor(c)
 
 
-def _unit(v: Tensor, length: Tensor) -> Tensor:
+def unit(v: Tensor, length: Tensor) -> Tensor:
+    """`v` divided by its length; 0 where that is 0."""
     return torch.where(length > 0, v / torch.where(length > 0, length, 1.0), 0.0)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fm_ext.path.scheduler.precision import double
 from fm_ext.solver.inpainting.guided import INSIDE, MomentMatching
-from fm_ext.solver.inpainting.krylov import dot
+from fm_ext.solver.inpainting.krylov import dot, unit
 from fm_ext.solver.inpainting.method import Method, check, real, whole
 from fm_ext.solver.inpainting.problem import Problem, kernel_variance
 
@@ -111,7 +111,7 @@ class TwistedSMC(Method):
         x_1, vjp = problem.target_and_vjp(x, t)
         residual = problem.residual(x_1)
         size = dot(residual, residual).sqrt()
-        basis, others, images = [_unit(residual, size)], [], []
+        basis, others, images = [unit(residual, size)], [], []
         for _ in range(self.products):
             moved = (1 - t) ** 2 / t * vjp(basis[-1])
             image = torch.where(problem.known, moved, 0.0) + problem.noise_std**2 * basis[-1]
@@ -123,7 +123,7 @@ class TwistedSMC(Method):
                     image = image - dot(v, image) * v
             rest = dot(image, image).sqrt()
             basis.append(
-                _unit(image, torch.where(rest > 1e3 * torch.finfo(x.dtype).eps * length, rest, 0.0))
+                unit(image, torch.where(rest > 1e3 * torch.finfo(x.dtype).eps * length, rest, 0.0))
             )
         space = torch.stack([double(v).reshape(len(v), -1) for v in basis[:-1]], 2)
         applied = torch.stack([double(v).reshape(len(v), -1) for v in images], 2)
@@ -184,7 +184,3 @@ class Chosen:
 
     rows: Tensor
     drawn: Tensor
-
-
-def _unit(v: Tensor, length: Tensor) -> Tensor:
-    return torch.where(length > 0, v / torch.where(length > 0, length, 1.0), 0.0)
