@@ -144,8 +144,9 @@ if sys.argv[1:2] == ["--train"]:
 else:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10, help="for each number of processes")
-    kills = parser.parse_args().kills
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of them")
+    args = parser.parse_args()
     print("processes  kill  while     last good step  inside a save")
     with tempfile.TemporaryDirectory() as temporary:
-        for processes in (1, 2):
-            compare(processes, kills, Path(temporary) / str(processes))
+        for processes in args.processes:
+            compare(processes, args.kills, Path(temporary) / str(processes))

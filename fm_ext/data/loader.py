@@ -33,10 +33,9 @@ from fm_ext.data.source import (
     fingerprint,
     interval,
     open_source,
-    pixels,
     sampled_rows,
-    whole,
 )
+from fm_ext.utils.inputs import check_size, check_whole
 
 logger = logging.getLogger(__name__)
 
@@ -167,10 +166,10 @@ def image_loader(
             that does not fill one batch.
         TypeError: a source of another kind, or a number that is not whole.
     """
-    batch_size = whole("batch_size", batch_size, 1)
+    batch_size = check_whole("batch_size", batch_size, 1)
     workers = min(8, available_cores())
     if num_workers is not None:
-        workers = whole("num_workers", num_workers, 0)
+        workers = check_whole("num_workers", num_workers, 0)
     choice("in_memory", in_memory, (True, False, "auto"))
     data, recipe = _open(
         source,
@@ -184,7 +183,7 @@ def image_loader(
         on_error=on_error,
         streaming=streaming,
     )
-    recipe = replace(recipe, seed=whole("seed", seed, 0), shuffle=shuffle, flip=flip)
+    recipe = replace(recipe, seed=check_whole("seed", seed, 0), shuffle=shuffle, flip=flip)
     drop_last = shuffle if drop_last is None else drop_last
     if isinstance(data, datasets.IterableDataset):
         if in_memory is True:
@@ -250,7 +249,7 @@ def load_images(
         ValueError: as `image_loader`.
         TypeError: as `image_loader`.
     """
-    limit = None if limit is None else whole("limit", limit, 1)
+    limit = None if limit is None else check_whole("limit", limit, 1)
     choice("crop", crop, ("center", None))
     data, recipe = _open(
         source,
@@ -288,7 +287,8 @@ def _open(
     streaming: bool,
 ) -> tuple[datasets.Dataset | datasets.IterableDataset, Recipe]:
     """One split with its images left encoded, and how its rows become images."""
-    size, pixel_range = pixels("size", size), interval("pixel_range", pixel_range)
+    size = None if size is None else check_size("size", size)
+    pixel_range = interval("pixel_range", pixel_range)
     choice("channels", channels, (1, 3, None))
     choice("crop", crop, ("center", "random", None))
     choice("on_error", on_error, ("raise", "skip"))

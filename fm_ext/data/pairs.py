@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from fm_ext.data.loader import EpochLoader, check_fills
 from fm_ext.data.order import EpochDataset, EpochSampler
-from fm_ext.data.source import fingerprint, sampled_rows, whole
+from fm_ext.data.source import fingerprint, sampled_rows
+from fm_ext.utils.inputs import check_whole
 
 SHARD = 10_000
 """Rows of a file, at least, but for the last one."""
@@ -94,7 +95,7 @@ def pair_loader(
     Raises:
         ValueError: for an argument out of range, or a folder without pairs or with a part of them.
     """
-    batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
+    batch_size, seed = check_whole("batch_size", batch_size, 1), check_whole("seed", seed, 0)
     folder = Path(folder).expanduser()
     if next(folder.glob("*.parquet"), None) is None:
         raise ValueError(f"`folder` must hold pairs that write_pairs wrote; {folder} holds none.")

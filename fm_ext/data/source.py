@@ -1,7 +1,6 @@
 """From a hub name, a local folder or an object to one split with its columns, opened but not decoded."""
 
 import math
-import operator
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -280,34 +279,6 @@ def choice(argument: str, value: Any, allowed: Collection[Any]) -> None:
     """Raise a ValueError unless the value is one of those allowed; 1 is not True here."""
     if not any(value is each or (value == each and type(value) is type(each)) for each in allowed):
         raise ValueError(f"`{argument}` must be {', '.join(map(repr, allowed))}; got {value!r}.")
-
-
-def whole(argument: str, value: Any, least: int) -> int:
-    """The value as an integer; a TypeError unless it is one, a ValueError if it is less than `least`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(
-            f"`{argument}` must be a whole number, at least {least}; got {value!r} of type {type(value).__name__}."
-        )
-    if number < least:
-        raise ValueError(f"`{argument}` must be at least {least}; got {value!r}.")
-    return number
-
-
-def pixels(argument: str, value: Any) -> tuple[int, int] | None:
-    """A size as (height, width)."""
-    if value is None:
-        return None
-    size = tuple(value) if isinstance(value, Iterable) else (value, value)
-    if len(size) != 2:
-        raise ValueError(
-            f"`{argument}` must be pixels, one number or (height, width); got {value!r}."
-        )
-    height, width = (whole(argument, length, 1) for length in size)
-    return height, width
 
 
 def interval(argument: str, value: Any) -> tuple[float, float] | None:

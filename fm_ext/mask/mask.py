@@ -2,13 +2,14 @@
 
 import abc
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+
+from fm_ext.utils.inputs import check_size, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Mask(abc.ABC):
     def __call__(
         self,
         batch: int,
-        size: Sequence[int],
+        size: int | Sequence[int],
         *,
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
@@ -43,7 +44,7 @@ class Mask(abc.ABC):
 
         Args:
             batch: Number of masks, 0 or more.
-            size: Height and width in pixels, for example `x.shape[-2:]`.
+            size: Pixels, one number or (height, width), for example `x.shape[-2:]`.
             device: Where the masks lie; PyTorch's default device if None.
             generator: Source of the randomness; the global one of `device` if None. The same state
                 gives the same masks, and the global state is left alone. They are drawn on the
@@ -54,8 +55,8 @@ class Mask(abc.ABC):
             ValueError: If `batch` or `size` is out of range, or if no mask of this kind has an area
                 inside the bounds on this grid.
         """
-        batch = _whole("batch", batch, 0)
-        height, width = _size(size)
+        batch = check_whole("batch", batch, 0)
+        height, width = check_size("size", size)
         place = torch.get_default_device() if device is None else torch.device(device)
         origin = place if generator is None else generator.device
         pixels = pixel_bounds(self.area, height * width)
@@ -135,24 +136,3 @@ def check_range(
             f"`{name}` must be {kind} with {low:g} {'<' if strict else '<='} smallest "
             f"<= largest <= {high:g}; got {value}."
         )
-
-
-def _size(size: Sequence[int]) -> tuple[int, int]:
-    if not isinstance(size, Sequence) or len(size) != 2:
-        got = tuple(size) if isinstance(size, Sequence) else size
-        fix = f" Fix: `{got[-2:]}`." if isinstance(got, tuple) and len(got) > 2 else ""
-        raise ValueError(f"`size` must be (height, width) in pixels; got {got}.{fix}")
-    height, width = (_whole("size", length, 1) for length in size)
-    return height, width
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"`{name}` must be in whole numbers, at least {least}; got {value!r} of type {type(value).__name__}."
-        ) from None
-    if number < least:
-        raise ValueError(f"`{name}` must be at least {least}; got {value!r}.")
-    return number

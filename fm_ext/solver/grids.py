@@ -1,7 +1,6 @@
 """Where the steps of a solver fall."""
 
 import math
-import operator
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from numbers import Real
@@ -11,6 +10,8 @@ import torch
 from flow_matching.path.scheduler import Scheduler
 from jaxtyping import Float64
 from torch import Tensor
+
+from fm_ext.utils.inputs import check_whole
 
 
 def uniform_grid(steps: int, start: float = 0.0, end: float = 1.0) -> Float64[Tensor, " times"]:
@@ -80,7 +81,7 @@ def karras_grid(
         ValueError: for fewer than two steps, noise levels that are out of order or that the schedule does not reach,
             or a `rho` that is not positive.
     """
-    steps = check_count("steps", steps, 2)
+    steps = check_whole("steps", steps, 2)
     if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(
             f"`sigma_min` and `sigma_max` must satisfy 0 < sigma_min < sigma_max; got {sigma_min} and {sigma_max}."
@@ -104,23 +105,8 @@ def karras_grid(
 
 
 def _unit(steps: int) -> Tensor:
-    steps = check_count("steps", steps)
+    steps = check_whole("steps", steps, 1)
     return torch.arange(steps + 1, dtype=torch.float64) / steps
-
-
-def check_count(name: str, value: Any, least: int = 1) -> int:
-    """A whole number as an int, also numpy's and a tensor's.
-
-    Raises:
-        ValueError: for anything else, True included, and below `least`.
-    """
-    try:
-        count = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        count = None
-    if count is None or count < least:
-        raise ValueError(f"`{name}` must be a whole number of at least {least}; got {value!r}.")
-    return count
 
 
 def check_number(name: str, value: Any) -> float:
@@ -180,7 +166,7 @@ def subdivide(
                 f"got {step_size}."
             )
     if steps is not None:
-        steps = check_count("steps", steps)
+        steps = check_whole("steps", steps, 1)
         if len(grid) != 2:
             raise ValueError(
                 f"`steps` counts the equal steps between two times, and `time_grid` has {len(grid)}: leave `steps` out "

@@ -11,10 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fm_ext.solver.field import Field, check_keywords, check_state, collect
-from fm_ext.solver.grids import check_count
 from fm_ext.solver.likelihood import AugmentedField, log_density
 from fm_ext.solver.methods import Method, SampleNorm, compiled_steps
-from fm_ext.utils.inputs import check_extras, entry_mask, map_samples
+from fm_ext.utils.inputs import check_extras, check_whole, entry_mask, map_samples
 
 
 class ODESolver(UpstreamODESolver):
@@ -202,7 +201,7 @@ class ODESolver(UpstreamODESolver):
             raise ValueError(
                 f"`time_grid` must decrease, from the data to the source; got {how.grid[0]:g} to {how.grid[-1]:g}."
             )
-        probes = check_count("probes", probes)
+        probes = check_whole("probes", probes, 1)
         if return_error and probes < 2 and not exact_divergence:
             raise ValueError(f"`probes` must be at least 2 for a standard error; got {probes}.")
         if self._compiled is not None:
@@ -252,7 +251,7 @@ class ODESolver(UpstreamODESolver):
         check_keywords(self.velocity_model, extras, self, method)
         check_state(name, x)
         extras = check_extras(extras, x)
-        size = max(1, len(x)) if batch_size is None else check_count("batch_size", batch_size)
+        size = max(1, len(x)) if batch_size is None else check_whole("batch_size", batch_size, 1)
         holds = getattr(self.velocity_model, "holds_known", False)
         self.nfe = 0
         return self._pieces(x, extras, size, holds, progress)

@@ -128,23 +128,33 @@ def _length(dataset: Any) -> int | None:
 
 Position = tuple[int, int]  # epoch, and batches of it that are behind
 
-_EMPTY = (
-    "`loader` must yield at least one batch an epoch; it yields none. Is the data set empty, or smaller than a batch "
-    "with drop_last=True?"
-)
 _SAMPLES, _SUMS = 4096, 8
 
 
-def batches_per_epoch(loader: Any) -> int | None:
+def batches_per_epoch(loader: Any, processes: int) -> int | None:
     """The number of batches of a process in an epoch, or None where the loader does not know.
+
+    Args:
+        loader: prepared by the accelerator.
+        processes: that share an epoch.
 
     Raises:
         ValueError: if it is 0.
     """
     count = _length(loader)
     if count == 0:
-        raise ValueError(_EMPTY)
+        raise ValueError(_no_batch(loader, processes))
     return count
+
+
+def _no_batch(loader: Any, processes: int) -> str:
+    """The message for an epoch without a batch, with what makes it empty."""
+    rows, size = _length(loader.dataset), loader.total_batch_size // processes
+    rule = "`loader` must yield at least one batch an epoch on each process; "
+    if not rows:
+        return f"{rule}got {'none' if rows is None else 'an empty data set'}."
+    fix = f"batches of at most {rows // processes}" if rows >= processes else "more rows"
+    return f"{rule}got {rows} rows in batches of {size} for {processes}. Fix: {fix}, or drop_last=False."
 
 
 def batches_from(
@@ -175,7 +185,7 @@ def batches_from(
             part.end()  # else accelerate goes on seeing a loader that was left half-way
             raise
         if count == 0:
-            raise ValueError(_EMPTY)
+            raise ValueError(_no_batch(loader, accelerator.num_processes))
         epoch, count = epoch + 1, 0
 
 

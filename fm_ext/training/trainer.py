@@ -219,7 +219,7 @@ class Trainer:
             torch.default_generator.manual_seed(config.seed)  # accelerate's samplers remember it
             prepared: tuple[Any, ...] = accelerator.prepare(model, optimizer, loader)
         self._prepared, self._optimizer, self._loader = prepared
-        epoch = batches_per_epoch(self._loader)
+        epoch = batches_per_epoch(self._loader, accelerator.num_processes)
         self._run = describe_run(config, accelerator, loader, epoch, optimised)
         if self._average:
             self._average.restart(self.model)  # which is the same on all processes only now

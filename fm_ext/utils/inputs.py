@@ -1,7 +1,8 @@
-"""The door for time, mask and extras: one function checks and expands each of them, for every room."""
+"""The door for time, mask, extras and sizes: one function checks and expands each of them, for every room."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -220,6 +221,42 @@ def _open(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_open(item) for item in value)
     return value
+
+
+def check_whole(name: str, value: Any, least: int) -> int:
+    """A whole number as an int, numpy's and a tensor's too.
+
+    Raises:
+        TypeError: for anything else, True included.
+        ValueError: below `least`.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    rule = f"`{name}` must be a whole number of at least {least}; got {value!r}"
+    if number is None:
+        raise TypeError(f"{rule} of type {type(value).__name__}.")
+    if number < least:
+        raise ValueError(f"{rule}.")
+    return number
+
+
+def check_size(name: str, value: Any) -> tuple[int, int]:
+    """Pixels, one number or (height, width), as (height, width).
+
+    Raises:
+        TypeError: for a length that is no whole number.
+        ValueError: for a length below 1, and for another number of lengths.
+    """
+    lengths = tuple(value) if isinstance(value, Iterable) else (value, value)
+    if len(lengths) != 2 or isinstance(value, str):
+        fix = f" Fix: `{lengths[-2:]}`." if len(lengths) > 2 and not isinstance(value, str) else ""
+        raise ValueError(
+            f"`{name}` must be pixels, one number or (height, width); got {value!r}.{fix}"
+        )
+    height, width = (check_whole(name, length, 1) for length in lengths)
+    return height, width
 
 
 def check_answer(answer: Any, x: Tensor, model: object) -> Tensor:

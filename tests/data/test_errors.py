@@ -270,7 +270,7 @@ def test_a_stream_shorter_than_a_batch_is_an_error(numbered: Callable, num_worke
         (
             {"size": 8.0},
             TypeError,
-            r"`size` must be a whole number, at least 1; got 8\.0 of type flo",
+            r"`size` must be a whole number of at least 1; got 8\.0 of type flo",
         ),
         (
             {"size": (3, 8, 8)},

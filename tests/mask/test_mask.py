@@ -213,10 +213,11 @@ def test_unreachable_bounds_name_the_nearest_fractions():
 
 @defaults
 def test_arguments_out_of_range(mask):
-    with pytest.raises(ValueError, match="`batch` must be at least 0; got -1"):
+    with pytest.raises(ValueError, match="`batch` must be a whole number of at least 0; got -1"):
         mask(-1, (8, 8))
-    with pytest.raises(ValueError, match="`size` must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="`size` must be a whole number of at least 1; got 0"):
         mask(1, (0, 8))
+    assert mask(1, 8).shape == (1, 1, 8, 8)
     with pytest.raises(FrozenInstanceError):
         mask.area = (0.1, 0.2)
 
@@ -229,16 +230,16 @@ def test_arguments_out_of_range(mask):
             2.0,
             (8, 8),
             TypeError,
-            r"`batch` must be in whole numbers, at least 0; got 2\.0 of type fl",
+            r"`batch` must be a whole number of at least 0; got 2\.0 of type fl",
         ),
         (
             2,
             (8.0, 8),
             TypeError,
-            r"`size` must be in whole numbers, at least 1; got 8\.0 of type flo",
+            r"`size` must be a whole number of at least 1; got 8\.0 of type flo",
         ),
-        (2, 8.0, ValueError, r"`size` must be \(height, width\) in pixels; got 8\.0"),
-        (2, 8, ValueError, r"`size` must be \(height, width\) in pixels; got 8"),
+        (2, 8.0, TypeError, r"`size` must be a whole number of at least 1; got 8\.0"),
+        (2, "8x", ValueError, r"`size` must be pixels, one number or \(height, width\); got '8x'"),
         (2, (3, 8, 9), ValueError, r"`size` must be .* got \(3, 8, 9\)\. Fix: `\(8, 9\)`"),
         (2, torch.Size((2, 3, 8, 9)), ValueError, r"Fix: `\(8, 9\)`"),
     ],

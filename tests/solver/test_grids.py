@@ -88,7 +88,7 @@ def test_bad_input(untyped):
         ):
             grid(0)
         with pytest.raises(
-            ValueError, match=r"`steps` must be a whole number of at least 1; got 2\.5"
+            TypeError, match=r"`steps` must be a whole number of at least 1; got 2\.5"
         ):
             grid(2.5)
     with pytest.raises(ValueError, match=r"`steps` must be a whole number of at least 2; got 1"):

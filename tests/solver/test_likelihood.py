@@ -243,9 +243,7 @@ def test_bad_input(untyped):
         ValueError, match=r"`probes` must be at least 2 for a standard error; got 1"
     ):
         solver.compute_likelihood(x, normal, steps=1, return_error=True)
-    with pytest.raises(
-        ValueError, match=r"`probes` must be a whole number of at least 1; got 2\.5"
-    ):
+    with pytest.raises(TypeError, match=r"`probes` must be a whole number of at least 1; got 2\.5"):
         solver.compute_likelihood(x, normal, steps=1, probes=2.5)
     with pytest.raises(ValueError, match=r"'euler' needs `steps`"):
         solver.compute_likelihood(x, normal)

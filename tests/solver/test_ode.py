@@ -636,8 +636,6 @@ def test_bad_input(untyped):
         ({"step_size": 2.0}, r"`step_size` must be positive and at most the 1 between.*got 2\.0"),
         ({"step_size": -0.1}, r"`step_size` must be positive and at most"),
         ({"steps": 0}, r"`steps` must be a whole number of at least 1; got 0"),
-        ({"steps": 2.5}, r"`steps` must be a whole number of at least 1; got 2\.5"),
-        ({"steps": True}, r"`steps` must be a whole number of at least 1; got True"),
         ({"step_size": torch.tensor([0.1, 0.2])}, r"`step_size` must be a number; got a tensor \(2,\)"),
         ({"step_size": "1"}, r"`step_size` must be a number; got '1'"),
         ({"time_grid": torch.tensor(0.5)}, r"`time_grid` must be a sequence of times, .*; got \(\)"),
@@ -654,11 +652,14 @@ def test_bad_input(untyped):
         ({"method": "RK45", "enable_grad": True}, r"no gradients pass through scipy's 'RK45'"),
         ({"method": "explicit_adams", "time_grid": [0, 0.1, 1]}, r"`time_grid`: the coefficients of"),
         ({"steps": 1, "batch_size": 0}, r"`batch_size` must be a whole number of at least 1; got 0"),
-        ({"steps": 1, "batch_size": 2.5}, r"`batch_size` must be a whole number of at least 1; got 2\.5"),
     ]  # fmt: skip
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
             solver.sample(x, **arguments)
+    for name, value in (("steps", 2.5), ("steps", True), ("batch_size", 2.5)):
+        message = rf"`{name}` must be a whole number of at least 1; got {value} of type"
+        with pytest.raises(TypeError, match=message):
+            solver.sample(x, **{"steps": 1, name: value})
     with pytest.raises(TypeError, match=r"`x_init` must be floating point; got torch.int64"):
         solver.sample(x.long(), steps=1)
     with pytest.raises(TypeError, match=r"`x_init` must be a tensor; got list"):

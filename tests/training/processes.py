@@ -122,6 +122,18 @@ try:
 except ValueError as error:
     result["blocked"] = str(error)
 
+accelerator.free_memory()
+network = nn.Linear(3, 3)
+five = TensorDataset(torch.randn(5, 3))
+settings = TrainerConfig(steps=1, output_dir=None)
+try:
+    Trainer(network, denoise, DataLoader(five, 4, drop_last=True), settings, accelerator)
+except ValueError as error:
+    result["no_batch"] = str(error)
+for cure in ({"batch_size": 2, "drop_last": True}, {"batch_size": 4, "drop_last": False}):
+    accelerator.free_memory()
+    Trainer(network, denoise, DataLoader(five, **cure), settings, accelerator).fit()
+
 data = TensorDataset(data.tensors[0].flip(0), data.tensors[1])
 other = make("whole", steps=9)
 try:

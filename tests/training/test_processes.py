@@ -103,3 +103,11 @@ def test_sigterm_to_one_stops_all_at_the_same_step(folder, results) -> None:
         assert (result["stopped_at"], result["exit_status"]) == (5, 143)
     newest = latest_checkpoint(folder / "stopped")
     assert newest and newest.name == "step_00000005"
+
+
+def test_rows_that_fill_a_batch_of_one_process_only(results) -> None:
+    """The advice has been followed by then: both cures have trained."""
+    for result in results:
+        assert (
+            "got 5 rows in batches of 4 for 2. Fix: batches of at most 2, or" in result["no_batch"]
+        )
