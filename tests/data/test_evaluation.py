@@ -24,7 +24,7 @@ def test_limit(streaming: bool, numbered: Callable, read_rows: Callable) -> None
     assert [number for number, _ in read_rows(images)] == wanted
     assert labels is not None and labels.tolist() == [row % 3 for row in wanted]
     assert len(load_images(numbered(), limit=99, streaming=streaming)[0]) == 22
-    with pytest.raises(ValueError, match="`limit` must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="`limit` must be a whole number of at least 1; got 0"):
         load_images(numbered(), limit=0)
 
 

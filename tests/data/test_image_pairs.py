@@ -232,7 +232,7 @@ def test_accelerate_goes_to_an_epoch_and_skips(numbered):
             "must be two image columns of a data set of pairs; got 'image' and 'image'",
         ),
         ({"batch_size": 23}, "`batch_size` must not exceed the 22 rows"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1"),
         ({"source_column": "none"}, "`image_column` must be one of the columns"),
     ],
 )

@@ -221,11 +221,11 @@ def test_workers_have_good_defaults(numbered: Callable, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "`batch_size` must be at least 1; got 0"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1; got 0"),
         ({"batch_size": 23}, "`batch_size` must not exceed the 22 rows.*drop_last=False"),
-        ({"seed": -1}, "`seed` must be at least 0; got -1"),
-        ({"num_workers": -1}, "`num_workers` must be at least 0; got -1"),
-        ({"size": 0}, "`size` must be at least 1; got 0"),
+        ({"seed": -1}, "`seed` must be a whole number of at least 0; got -1"),
+        ({"num_workers": -1}, "`num_workers` must be a whole number of at least 0; got -1"),
+        ({"size": 0}, "`size` must be a whole number of at least 1; got 0"),
         ({"streaming": True, "in_memory": True}, "`in_memory=True` must be given a data set"),
         ({"crop": "random", "in_memory": True}, '`crop="random"` must be given `in_memory=False`'),
     ],
