@@ -31,7 +31,7 @@ class Transport(Coupling):
     `ratio` or `weight` allow exchanges among rows whose conditions are near (C2OT, Cheng and Schwing, arXiv
     2503.10636, section 4.2): the cost is $\|x_0 - x_1\|^2 + w \|c_0 - c_1\|^2$, where each source carries the condition
     of its row. This makes the law of the source depend on the condition, so samples are biased;
-    `docs/content/coupling.md` has measured by how much.
+    `docs/content/guides/coupling.md` has measured by how much.
 
     Args:
         cost: `cost(x_1, x_0)`, the `(target, source)` matrix of transport costs, for example squared geodesic distances
@@ -157,7 +157,7 @@ class Transport(Coupling):
             warnings.warn(
                 f"{kind} moved no source, because no two of the {n} rows have equal conditions: the pairs stay "
                 f"independent. {kind}(ratio=0.05) exchanges sources among near conditions, at the price of a bias that "
-                "docs/content/coupling.md measures; IndependentCoupling() says that nothing shall move.",
+                "docs/content/guides/coupling.md measures; IndependentCoupling() says that nothing shall move.",
                 RuntimeWarning,
                 stacklevel=3,
             )
