@@ -1,4 +1,4 @@
-"""Near noise, not the nearest: a permutation for batches that are too large for an exact solver."""
+"""Greedy transport: a permutation to near sources, for batches that are too large for an exact solver."""
 
 from typing import final
 

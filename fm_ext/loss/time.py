@@ -1,4 +1,4 @@
-"""Which times a batch is trained at."""
+"""Samplers of the times that a batch is trained at."""
 
 import abc
 import math
