@@ -211,8 +211,9 @@ class OptimalTransport(Transport):
     Sources move only among rows whose conditions (`label`, `condition`, under a `mask` the mask and the known pixels)
     are equal, because the law of the source given the conditions must be that which sampling starts from. Without
     conditions that is the whole batch; with real images under masks it is nothing, and a warning says so once. `ratio`
-    and `weight` let sources move among near conditions, with a bias (see [Conditions](../guides/coupling.md#conditions)). Over
-    the batches of all processes: [`GatheredCoupling`][fm_ext.coupling.GatheredCoupling].
+    and `weight` let sources move among near conditions, with a bias (see
+    [Conditions](../guides/coupling.md#conditions)). Over the batches of all processes:
+    [`GatheredCoupling`][fm_ext.coupling.GatheredCoupling].
 
     Costs are computed on the device of the data, in float32 at least, rows of up to 64 numbers in float64; the
     assignment is solved on the CPU. Where several permutations are the cheapest (tokens, repeated rows), rounding

@@ -20,9 +20,9 @@ class AffineProbPath(ProbPath, UpstreamAffineProbPath):
     A drop-in for upstream's class (Lipman et al., arXiv 2412.06264, section 4.8): the same names, arguments and
     results. `sample` allocates its two results and nothing else of their size, and refuses ends that would broadcast.
     The conversions `a_to_b(a, x_t, t)` take `t` 0-d, `(1,)`, `(batch,)`, `(batch, 1, ..., 1)` or of `x_t`'s shape, and
-    are right up to the ends; see `docs/content/guides/affine.md` for the table. Where the arguments do not determine the
-    answer they raise a ValueError; on an accelerator, and inside `vmap` and `torch.compile`, where `t` cannot be looked
-    at, the answer is NaN there.
+    are right up to the ends; [a table](../guides/affine.md#the-ends) has them all. Where the arguments do not determine
+    the answer they raise a ValueError; on an accelerator, and inside `vmap` and `torch.compile`, where `t` cannot be
+    looked at, the answer is NaN there.
 
     Half precision is computed in float32, `t` of any floating dtype is read as it is, and results have the dtype of
     the data. `t` outside [0, 1] is not refused: what happens there is the scheduler's choice.

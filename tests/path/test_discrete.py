@@ -1,4 +1,4 @@
-"""A masked discrete path under upstream's loss and solver: the infilling example of docs/content/guides/inpainting.md."""
+"""A masked discrete path under upstream's loss and solver: the infilling example of guides/inpainting.md."""
 
 import pytest
 import torch
