@@ -15,6 +15,7 @@ def test_the_code_of_a_page_runs(page, monkeypatch, tmp_path):
     for peer in ("diffusers", "torchcfm"):
         if f"from {peer}" in code:
             pytest.importorskip(peer)
+    code = re.sub(r"steps=\d{3,}", "steps=2", code)  # of training
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, page.name, "exec"), {})
