@@ -1,4 +1,4 @@
-"""Samplers of the times that a batch is trained at."""
+"""Which times a batch is trained at."""
 
 import abc
 import math
