@@ -67,7 +67,7 @@ torch.manual_seed(0)
 changes = (LEAN if args.size == 28 else {}) if args.unet is None else args.unet
 net = UNet.preset(args.size, channels, channels, num_classes=len(classes), **changes)
 model = UNetWrapper(net, label_dropout=0.1, null_label=len(classes))
-path, times = CondOTProbPath(), LogitNormalTime()  # best for minutes: docs/content/generation.md
+path, times = CondOTProbPath(), LogitNormalTime()  # the best of a search: results/generation.md
 
 
 def loss(model, batch):

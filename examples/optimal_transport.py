@@ -67,7 +67,7 @@ def report(name, model, paid):
     solver, few = ODESolver(model), lambda n: torch.linspace(0, 1, n + 1)
     start = {"x_init": noise, "step_size": None, "label": classes}
     x = solver.sample(**start, time_grid=few(32), return_intermediates=True, method="midpoint")
-    bend = cost((x[1:] - x[:-1]) * 32, x[-1] - x[0])  # Liu et al., arXiv 2209.03003, equation 5
+    bend = cost((x[1:] - x[:-1]) * 32, x[-1] - x[0])  # Liu et al., arXiv 2209.03003
     ends = [solver.sample(**start, time_grid=few(n)) for n in STEPS]
     errors = [sum(w2(end[m], truth[m]) for m in (classes == 0, classes == 1)) / 2 for end in ends]
     print(f"{name:<18}{paid:13.2f}{bend:14.3f}" + "".join(f"{e:8.3f}" for e in errors))

@@ -1,7 +1,6 @@
-"""fm_ext: what flow_matching lacks, in the rooms where its users look for it.
+"""Extensions of flow_matching, in modules of the same names: those of `flow_matching.path` are in `fm_ext.path`.
 
-Knowing `flow_matching.path`, look in `fm_ext.path`; and so on for every room. Nothing is imported here, so
-`import fm_ext.path` never pulls in accelerate, datasets or torchvision.
+Nothing is imported here, so `import fm_ext.path` does not import accelerate, datasets or torchvision.
 """
 
 __version__ = "0.1.0.dev0"

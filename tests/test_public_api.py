@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 
 import pytest
 
@@ -144,10 +145,13 @@ def test_every_public_name_is_documented(room):
                 assert inspect.getdoc(function), f"{name}.{method}"
 
 
-def test_every_public_name_is_in_the_docs(request):
-    pages = "".join(
-        p.read_text() for p in (request.config.rootpath / "docs/content").glob("**/*.md")
+def test_every_public_name_is_once_in_the_reference_and_linked_from_its_index(request):
+    content = request.config.rootpath / "docs/content"
+    index = (content / "reference/index.md").read_text()
+    shown = re.findall(
+        r"^::: (\S+)$", "\n".join(p.read_text() for p in content.glob("**/*.md")), re.MULTILINE
     )
-    for room, names in API.items():
-        for name in names:
-            assert f"::: {room}.{name}\n" in pages, f"{room}.{name} is on no page"
+    recorded = [f"{room}.{name}" for room, names in API.items() for name in names]
+    assert sorted(shown) == sorted(recorded)
+    for name in recorded:
+        assert f"][{name}]" in index, f"{name} is not in the reference's index"

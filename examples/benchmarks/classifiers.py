@@ -1,4 +1,4 @@
-"""What the shipped classifiers say of their own test images: accuracy, and distances under blur and noise.
+"""Accuracy of the shipped classifiers on their own test images, and distances under blur and noise.
 
     OMP_NUM_THREADS=1 python examples/benchmarks/classifiers.py mnist <folder of MNIST>
     OMP_NUM_THREADS=1 python examples/benchmarks/classifiers.py fashion_mnist <folder of Fashion-MNIST>

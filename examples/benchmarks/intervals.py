@@ -1,4 +1,4 @@
-"""How often the intervals of `jackknife` hold what they claim, beside the usual bootstrap's percentiles.
+"""The coverage of the intervals of `jackknife`, beside that of the usual bootstrap's percentiles.
 
     OMP_NUM_THREADS=1 python examples/benchmarks/intervals.py
 

@@ -1,4 +1,4 @@
-"""What upstream's ODESolver does silently, and what fm_ext's does instead: one row a trap, as a Markdown table.
+"""Silent errors of upstream's ODESolver beside the answers of fm_ext's: one row a trap, as a Markdown table.
 
 python examples/benchmarks/solver_traps.py
 """

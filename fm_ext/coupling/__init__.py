@@ -1,4 +1,4 @@
-"""Couplings: which source is paired with which target."""
+"""Couplings, which decide the source of each target."""
 
 from fm_ext.coupling.coupling import Coupling, IndependentCoupling
 from fm_ext.coupling.gathered import GatheredCoupling

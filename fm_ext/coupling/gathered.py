@@ -90,7 +90,7 @@ class GatheredCoupling(Coupling):
         largest, smallest = sizes[0].item(), -sizes[1].item()
         if largest != smallest:
             raise ValueError(
-                f"`x_1` must have as many rows on every process, has {smallest} to {largest}: drop the last, smaller "
+                f"`x_1` must have as many rows on every process; got {smallest} to {largest}. Drop the last, smaller "
                 "batch (drop_last=True)."
             )
         everything = _gather(x_0), _gather(x_1)

@@ -1,4 +1,4 @@
-"""Near noise, not the nearest: a permutation for batches that are too large for an exact solver."""
+"""Greedy transport: a permutation to near sources, for batches that are too large for an exact solver."""
 
 from typing import final
 
@@ -19,8 +19,8 @@ class GreedyTransport(Transport):
     A permutation like `OptimalTransport`'s, found on the device of the data by rounds of row minima over ever smaller
     matrices, and by exchanges among disjoint pairs of targets, half of the batch at once. It draws nothing at random.
     Where targets agree on their order of sources a round serves only one: after 64 rounds the rest is given in order.
-    `docs/content/coupling.md` has its time and its gap to the optimum. Near noise, even if not the nearest, is what
-    Immiscible Diffusion trains with (Li et al., arXiv 2406.12303).
+    The results on couplings have its time and its gap to the optimum. Immiscible Diffusion trains with near noise that
+    need not be the nearest (Li et al., arXiv 2406.12303).
 
     Conditions are obeyed as by [`OptimalTransport`][fm_ext.coupling.OptimalTransport].
 

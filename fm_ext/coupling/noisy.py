@@ -1,4 +1,4 @@
-"""Noise in the source, without which one source can have only one target."""
+"""Noise in the source. Without it one source has one target."""
 
 from typing import final
 

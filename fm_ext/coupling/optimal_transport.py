@@ -31,7 +31,7 @@ class Transport(Coupling):
     `ratio` or `weight` allow exchanges among rows whose conditions are near (C2OT, Cheng and Schwing, arXiv
     2503.10636, section 4.2): the cost is $\|x_0 - x_1\|^2 + w \|c_0 - c_1\|^2$, where each source carries the condition
     of its row. This makes the law of the source depend on the condition, so samples are biased;
-    `docs/content/coupling.md` has measured by how much.
+    `docs/content/guides/coupling.md` has measured by how much.
 
     Args:
         cost: `cost(x_1, x_0)`, the `(target, source)` matrix of transport costs, for example squared geodesic distances
@@ -157,7 +157,7 @@ class Transport(Coupling):
             warnings.warn(
                 f"{kind} moved no source, because no two of the {n} rows have equal conditions: the pairs stay "
                 f"independent. {kind}(ratio=0.05) exchanges sources among near conditions, at the price of a bias that "
-                "docs/content/coupling.md measures; IndependentCoupling() says that nothing shall move.",
+                "docs/content/guides/coupling.md measures; IndependentCoupling() says that nothing shall move.",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -211,8 +211,9 @@ class OptimalTransport(Transport):
     Sources move only among rows whose conditions (`label`, `condition`, under a `mask` the mask and the known pixels)
     are equal, because the law of the source given the conditions must be that which sampling starts from. Without
     conditions that is the whole batch; with real images under masks it is nothing, and a warning says so once. `ratio`
-    and `weight` let sources move among near conditions, with a bias (see [Conditions](coupling.md#conditions)). Over
-    the batches of all processes: [`GatheredCoupling`][fm_ext.coupling.GatheredCoupling].
+    and `weight` let sources move among near conditions, with a bias (see
+    [Conditions](../guides/coupling.md#conditions)). Over the batches of all processes:
+    [`GatheredCoupling`][fm_ext.coupling.GatheredCoupling].
 
     Costs are computed on the device of the data, in float32 at least, rows of up to 64 numbers in float64; the
     assignment is solved on the CPU. Where several permutations are the cheapest (tokens, repeated rows), rounding

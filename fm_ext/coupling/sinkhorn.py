@@ -23,7 +23,7 @@ class SinkhornTransport(Transport):
     not at all: the fewer, the smaller $\varepsilon$. As $\varepsilon \to 0$ the pairs are `OptimalTransport`'s.
 
     With `relative=False` and `regularization` $= 2 \sigma^2$ around `BridgeProbPath` of the same $\sigma$ this is the
-    Schrödinger bridge SB-CFM (Tong et al., arXiv 2302.00482, section 4.3).
+    Schrödinger bridge SB-CFM (Tong et al., arXiv 2302.00482).
 
     Conditions are obeyed as by [`OptimalTransport`][fm_ext.coupling.OptimalTransport].
 

@@ -1,4 +1,4 @@
-"""What to measure, on torchmetrics."""
+"""Figures of quality for samples, fills and flows, with intervals."""
 
 from fm_ext.metrics.classifier import Classifier, classifier
 from fm_ext.metrics.energy import energy_distance

@@ -13,7 +13,7 @@ def energy_distance(
 ) -> Float64[Tensor, ""]:
     r"""$2\, E\|X - Y\| - E\|X - X'\| - E\|Y - Y'\|$, unbiased; 0 for equal distributions only.
 
-    Szekely and Rizzo, Journal of Statistical Planning and Inference 143(8), 2013, equation 2.1; without their sums over
+    Szekely and Rizzo, Journal of Statistical Planning and Inference 143(8), 2013; without their sums over
     equal points, which make it too large by a constant over the count. (scipy's is the root of the sum with them, in
     one dimension.)
 

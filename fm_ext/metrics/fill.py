@@ -1,4 +1,4 @@
-"""What PSNR does not see in a filled hole: its seam, and how much its fillings differ."""
+"""The seam of a filled hole, and the diversity of its fillings, neither of which PSNR sees."""
 
 import torch
 from jaxtyping import Bool, Float

@@ -1,4 +1,4 @@
-"""Which classes are generated, and how evenly."""
+"""Balance and entropy of generated classes."""
 
 import torch
 from jaxtyping import Float, Float64, Int64

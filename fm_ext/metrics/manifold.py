@@ -1,4 +1,4 @@
-"""Fidelity and coverage apart: is a sample where the data are, are the data where samples are."""
+"""Precision, recall, density and coverage: whether samples lie where the data are, and the data where samples are."""
 
 import torch
 from jaxtyping import Float, Float64

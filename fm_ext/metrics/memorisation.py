@@ -1,4 +1,4 @@
-"""Are samples copies of training images?"""
+"""Distances of samples to their nearest training images, and a test for copies."""
 
 import torch
 from jaxtyping import Float, Float64

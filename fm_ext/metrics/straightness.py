@@ -1,4 +1,4 @@
-"""How straight the trajectories of a flow are."""
+"""The straightness of the trajectories of a flow."""
 
 from collections.abc import Sequence
 

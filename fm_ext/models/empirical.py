@@ -26,7 +26,7 @@ class EmpiricalVelocityModel(nn.Module):
     $$u_t(x) = \sum_i w_i\,u_t(x \mid x_i) = \dot\alpha_t m + \frac{\alpha_t \dot\alpha_t h^2 + \sigma_t
     \dot\sigma_t}{s_t^2}\,(x - \alpha_t m)$$
 
-    (Lipman et al., arXiv 2412.06264, equation 4.19, the marginalisation). This is what a network that is trained on the
+    (Lipman et al., arXiv 2412.06264, equation 4.8, the marginalisation). This is what a network that is trained on the
     data by conditional flow matching, with independent pairs, estimates, and what it would become if it could be any
     function: for $h = 0$ the flow ends at the data, every sample a copy.
 

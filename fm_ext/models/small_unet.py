@@ -1,4 +1,4 @@
-"""A U-Net of a quarter of a million parameters, for teaching and for seconds-long experiments."""
+"""A U-Net of a fifth of a million parameters, for teaching and for experiments of seconds."""
 
 import torch
 from einops import repeat

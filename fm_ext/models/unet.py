@@ -96,7 +96,7 @@ class UNet(nn.Module):
 
         self.time = TimeEmbedding(channels, features)
         if num_classes is not None:
-            # Unit variance, as it comes: an embedding that starts small is heard late (docs/content/generation.md).
+            # torch's unit variance: a network learns late from an embedding that starts small (results/generation.md).
             self.label = nn.Embedding(num_classes + 1, features)
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
 

@@ -1,4 +1,4 @@
-"""Probability paths that wrap or replace upstream's `flow_matching.path`."""
+"""Probability paths that wrap or replace those of `flow_matching.path`."""
 
 from fm_ext.path.affine import AffineProbPath, CondOTProbPath
 from fm_ext.path.bridge import BridgeProbPath

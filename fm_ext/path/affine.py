@@ -17,12 +17,12 @@ from fm_ext.utils.inputs import align_time
 class AffineProbPath(ProbPath, UpstreamAffineProbPath):
     r"""$X_t = \alpha_t X_1 + \sigma_t X_0$, with velocity $\dot X_t = \dot\alpha_t X_1 + \dot\sigma_t X_0$.
 
-    A drop-in for upstream's class (Lipman et al., arXiv 2412.06264, section 4.3): the same names, arguments and
+    A drop-in for upstream's class (Lipman et al., arXiv 2412.06264, section 4.8): the same names, arguments and
     results. `sample` allocates its two results and nothing else of their size, and refuses ends that would broadcast.
     The conversions `a_to_b(a, x_t, t)` take `t` 0-d, `(1,)`, `(batch,)`, `(batch, 1, ..., 1)` or of `x_t`'s shape, and
-    are right up to the ends; see `docs/content/affine.md` for the table. Where the arguments do not determine the
-    answer they raise a ValueError; on an accelerator, and inside `vmap` and `torch.compile`, where `t` cannot be looked
-    at, the answer is NaN there.
+    are right up to the ends; [a table](../guides/affine.md#the-ends) has them all. Where the arguments do not determine
+    the answer they raise a ValueError; on an accelerator, and inside `vmap` and `torch.compile`, where `t` cannot be
+    looked at, the answer is NaN there.
 
     Half precision is computed in float32, `t` of any floating dtype is read as it is, and results have the dtype of
     the data. `t` outside [0, 1] is not refused: what happens there is the scheduler's choice.
@@ -231,7 +231,7 @@ def check_ends(x_0: Tensor, x_1: Tensor, t: Tensor) -> None:
     """Raises unless the ends agree in shape and dtype, and all are floating point."""
     if x_0.shape != x_1.shape:
         raise ValueError(
-            f"`x_0` and `x_1` must have the same shape, a grey source is not one of colour; got {tuple(x_0.shape)} and "
+            f"`x_0` and `x_1` must have the same shape, also where one is grey; got {tuple(x_0.shape)} and "
             f"{tuple(x_1.shape)}. Write `x_0.expand_as(x_1)` if broadcasting is meant."
         )
     if x_0.dtype != x_1.dtype or not x_1.is_floating_point():

@@ -20,7 +20,7 @@ class BridgeProbPath(ProbPath):
     each time. The noise in between lets one source have many targets and smooths the velocity when both ends are data.
     With the entropic coupling of the same $\sigma$ its marginals are those of the Schrödinger bridge:
     `CoupledProbPath(BridgeProbPath(sigma), SinkhornTransport(2 * sigma**2, relative=False))` (SB-CFM, Tong et al.,
-    arXiv 2302.00482, section 4.3).
+    arXiv 2302.00482).
 
     The velocity is infinite at both ends, and its mean square over time diverges like a logarithm: in d dimensions,
     between e and 1 - e, it is $d \sigma^2 (\frac12 \ln\frac1e - 1)$ more than on the straight path, up to order e.

@@ -93,7 +93,7 @@ class CoupledProbPath(PathWrapper):
         )
         if paired.shape != x_1.shape:
             raise ValueError(
-                f"`x_0` and `x_1` must have the same shape, a grey source is not one of colour; got "
+                f"`x_0` and `x_1` must have the same shape, also where one is grey; got "
                 f"{tuple(paired.shape)} and {tuple(x_1.shape)}. Write `x_0.expand_as(x_1)` if broadcasting is meant."
             )
         sample = self._sample(paired, x_1, t, given, extras)

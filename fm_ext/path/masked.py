@@ -19,7 +19,7 @@ class MaskedProbPath(PathWrapper):
 
     This is the conditional path of the data-dependent coupling whose source is the target with noise in its
     hole, so the marginal velocity samples $p(x_1 \mid \text{known entries})$ (Albergo et al., arXiv 2310.03725;
-    Lipman et al., arXiv 2412.06264, section 4.7). Known entries are pinned after the path was sampled, not pasted
+    Lipman et al., arXiv 2412.06264, section 4.9.1). Known entries are pinned after the path was sampled, not pasted
     into `x_0`: pasting moves them to $(\alpha_t + \sigma_t) X_1$, which is right for $\alpha + \sigma = 1$ only.
 
     Every upstream path can be wrapped, and ours, and your own; a mask is drawn by `fm_ext.mask`. On a manifold the mask

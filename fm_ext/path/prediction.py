@@ -1,4 +1,4 @@
-"""What two of x_t, x_1, x_0, velocity and score say about a third, and what a network may predict."""
+"""Conversions between data, source, velocity and score, given the state, and the names of predictions."""
 
 from typing import Literal, get_args
 

@@ -1,4 +1,4 @@
-"""What sampling costs: network evaluations, as the network sees them."""
+"""A counter of evaluations, as the network sees them."""
 
 from typing import Any
 

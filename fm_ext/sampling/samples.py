@@ -1,4 +1,4 @@
-"""What was drawn, and where it goes."""
+"""Drawn samples, with their labels and costs, and how they are saved."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A model as the solvers ask it: its extras and its state checked, in the state's precision, counted."""
+"""The model as solvers ask it: extras and state are checked, precision is converted, evaluations are counted."""
 
 import inspect
 from collections import deque

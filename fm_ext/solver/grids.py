@@ -1,4 +1,4 @@
-"""Where the steps of a solver fall."""
+"""Time grids: the times at which the steps of a solver fall."""
 
 import math
 from collections.abc import Iterator, Sequence

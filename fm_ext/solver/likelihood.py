@@ -1,4 +1,4 @@
-"""The divergence along a trajectory, and what a log-likelihood is in bits."""
+"""The divergence along a trajectory, and log-likelihoods in bits."""
 
 import math
 from collections.abc import Callable

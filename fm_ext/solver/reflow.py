@@ -1,4 +1,4 @@
-"""What a trained flow makes of its sources: the pairs that reflow trains the next one on."""
+"""The pairs of source and end of a trained flow, on which reflow trains the next one."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any

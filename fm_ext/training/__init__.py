@@ -1,4 +1,4 @@
-"""The training loop, on accelerate: it takes a loss and knows no path and no mask."""
+"""The training loop on accelerate. It takes a loss, and knows no path and no mask."""
 
 from fm_ext.training.accelerator import auto_accelerator, leave_to_main
 from fm_ext.training.checkpoint import CheckpointError, latest_checkpoint, load_weights

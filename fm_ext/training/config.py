@@ -1,4 +1,4 @@
-"""What a training run is, in one frozen dataclass."""
+"""The settings of a training run, in one frozen dataclass."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""The moving average of the weights, which is what one samples from."""
+"""The moving average of the weights, from which samples are drawn."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping

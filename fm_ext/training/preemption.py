@@ -1,4 +1,4 @@
-"""SIGTERM, with which schedulers announce that they will take the machine away."""
+"""Stopping at SIGTERM, by which cluster schedulers announce that they take the machine away."""
 
 import os
 import signal

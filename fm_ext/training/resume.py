@@ -1,4 +1,4 @@
-"""What makes a resumed run the run that was interrupted: its identity, its data, its random numbers."""
+"""Checks that a resumed run is the run that was interrupted, and its random numbers: settings, data, seeds."""
 
 import json
 import math

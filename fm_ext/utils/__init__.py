@@ -1,4 +1,4 @@
-"""What all rooms share: the door for time, mask and extras, and the base of all wrappers of models."""
+"""Checks of time, mask and extras, and the base of all wrappers of models."""
 
 from fm_ext.utils.inputs import shared
 from fm_ext.utils.model_wrapper import ModelWrapper

@@ -1,4 +1,4 @@
-"""The door for time, mask, extras and sizes: one function checks and expands each of them, for every room."""
+"""Checks of time, mask, extras and sizes: one function checks and expands each of them, for the whole package."""
 
 import inspect
 import operator

@@ -1,4 +1,4 @@
-"""The base of all wrappers of velocity models: upstream's, which also says what is inside."""
+"""The base of all wrappers of velocity models: flow_matching's, which also tells what is inside."""
 
 from typing import Any, ClassVar
 

@@ -61,7 +61,7 @@ def test_two_processes_get_what_one_gets(whole, shares):
 
 def test_batches_of_two_sizes_are_refused_on_both(shares):
     for share in shares:
-        assert "`x_1` must have as many rows on every process, has 11 to 12" in share["error"]
+        assert "`x_1` must have as many rows on every process; got 11 to 12" in share["error"]
 
 
 def test_an_error_on_the_first_process_is_raised_on_both(shares):

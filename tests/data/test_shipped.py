@@ -49,7 +49,7 @@ def test_they_are_what_they_say(name: str) -> None:
 def test_the_code_of_the_docs_page_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     root = FOLDER.parents[1]
     monkeypatch.chdir(root)
-    code = (root / "docs" / "content" / "data.md").read_text().split("```python\n")[1]
+    code = (root / "docs/content/guides/data.md").read_text().split("```python\n")[1]
     variables: dict = {}
     exec(code.split("```")[0], variables)
     assert variables["batch"]["image"].shape == (64, 1, 28, 28)

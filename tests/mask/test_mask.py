@@ -309,7 +309,7 @@ def test_turn_of_irregular_out_of_range():
 
 
 def test_the_page_on_masks_runs(request):
-    page = (request.config.rootpath / "docs/content/masks.md").read_text()
+    page = (request.config.rootpath / "docs/content/guides/masks.md").read_text()
     names = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         if "--8<--" not in block:  # an example, which has its own test

@@ -1,4 +1,4 @@
-"""A masked discrete path under upstream's loss and solver: the infilling example of docs/content/inpainting.md."""
+"""A masked discrete path under upstream's loss and solver: the infilling example of guides/inpainting.md."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def example():
 
 
 def test_the_example_of_the_docs_leaves_known_tokens(request):
-    page = (request.config.rootpath / "docs/content/inpainting.md").read_text()
+    page = (request.config.rootpath / "docs/content/guides/inpainting.md").read_text()
     code = page.split("## Tokens")[1].split("```python\n")[1].split("```")[0]
     names = example()
     exec(code, names)

@@ -1,4 +1,4 @@
-"""Schedulers that are right everywhere, the ends included, and their names."""
+"""Schedulers that are exact up to both ends, and their names."""
 
 from fm_ext.path.scheduler.beta_table import BetaTableScheduler
 from fm_ext.path.scheduler.registry import (

@@ -1,4 +1,4 @@
-"""What schedulers, upstream's included, do not say: their inverse and slope at the ends, and which are the same."""
+"""Inverse and slope of any scheduler at its ends, upstream's included, and whether two schedulers are the same."""
 
 import torch
 from flow_matching.path.scheduler import ConvexScheduler, Scheduler

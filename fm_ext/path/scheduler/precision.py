@@ -1,4 +1,4 @@
-"""Which precision a schedule is computed in, and what it is worth outside [0, 1]."""
+"""The precision that a schedule is computed in, and its values outside [0, 1]."""
 
 import torch
 from flow_matching.path.scheduler import SchedulerOutput

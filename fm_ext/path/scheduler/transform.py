@@ -20,7 +20,7 @@ class ScheduleTransformedModel(ModelWrapper):
     r"""The velocity on `new_scheduler` of a model that was trained on `original_scheduler`.
 
     Both paths mix the same $X_0$ and $X_1$, so $\bar X_r = s_r X_{t_r}$ where the ratios agree,
-    $\bar\alpha_r / \bar\sigma_r = \alpha_{t_r} / \sigma_{t_r}$ (Lipman et al., arXiv 2412.06264, section 4.6.2; Pokle
+    $\bar\alpha_r / \bar\sigma_r = \alpha_{t_r} / \sigma_{t_r}$ (Lipman et al., arXiv 2412.06264, section 4.8.2; Pokle
     et al., arXiv 2310.04432, lemma 2). With the Wronskian $W = \sigma\dot\alpha - \alpha\dot\sigma$ of either
     schedule
 

@@ -89,7 +89,7 @@ class EDMScheduler(VarianceExplodingScheduler):
 @register_scheduler("ve")
 @dataclass(frozen=True)
 class VEScheduler(VarianceExplodingScheduler):
-    r"""Geometric noise levels, $s_t = s_{max}^{1 - t} s_{min}^t$ (Song et al., arXiv 2011.13456, equation 31).
+    r"""Geometric noise levels, $s_t = s_{max}^{1 - t} s_{min}^t$ (Song et al., arXiv 2011.13456, the VE SDE).
 
     Args:
         sigma_min: noise level at the data, in units of the data's standard deviation.

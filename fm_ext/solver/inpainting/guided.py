@@ -77,7 +77,7 @@ class MomentMatching(Method):
     For Gaussian data and an independent source $N(0, I)$ every $\eta$ has the same distribution in the limit of small
     steps, and in few steps a larger one leaves less diversity. Where $v^y$ is not exact they differ in the limit too:
     fresh noise lets the late steps, at which the posterior is nearly a Gaussian, correct the early ones
-    (docs/content/pretrained.md).
+    (docs/content/guides/pretrained.md).
 
     A network's $J$ is not quite symmetric. Conjugate gradients ("cg") then diverge where its error exceeds
     $J$'s small eigenvalues; the minimal residual over the same Krylov space ("gmres") cannot.

@@ -16,7 +16,7 @@ class Replace(Method):
 
     What most libraries ship. It never asks which known entries a missing one implies, only what the mixture at time
     $t$ does, and so it is biased (Lugmayr et al., arXiv 2201.09865, section 4.2); more steps do not cure it (the table
-    of `docs/content/pretrained.md`).
+    of `docs/content/guides/pretrained.md`).
     """
 
     def fill(self, problem: Problem) -> Tensor:

@@ -59,7 +59,7 @@ class InpaintingSolver(Solver):
     | "replace"         |                                                   | no    | independent source            |
     | "d_flow"          | `iterations` 20                                   | no    | nothing                       |
 
-    Formulas, sources and measured calibration: `docs/content/pretrained.md`.
+    Formulas, sources and measured calibration: `docs/content/guides/pretrained.md`.
 
     Args:
         velocity_model: called as `velocity_model(x=x, t=t, **extras)` with a 0-d `t`.
