@@ -1,5 +1,7 @@
 """Networks, and `ModelWrapper`s that make any network a velocity model."""
 
+from fm_ext.models.conventions import CONVENTIONS, Convention
+from fm_ext.models.diffusers import DiffusersVelocityModel, from_diffusers, to_diffusers
 from fm_ext.models.empirical import EmpiricalVelocityModel
 from fm_ext.models.guidance import GuidedVelocityModel
 from fm_ext.models.masked import MaskedVelocityModel
@@ -10,7 +12,10 @@ from fm_ext.models.unet import UNet
 from fm_ext.models.wrapper import UNetWrapper
 
 __all__ = [
+    "CONVENTIONS",
     "MLP",
+    "Convention",
+    "DiffusersVelocityModel",
     "EmpiricalVelocityModel",
     "GuidedVelocityModel",
     "MaskedVelocityModel",
@@ -18,4 +23,6 @@ __all__ = [
     "SmallUNet",
     "UNet",
     "UNetWrapper",
+    "from_diffusers",
+    "to_diffusers",
 ]
