@@ -4,6 +4,7 @@ from fm_ext.models.conventions import CONVENTIONS, Convention
 from fm_ext.models.diffusers import DiffusersVelocityModel, from_diffusers, to_diffusers
 from fm_ext.models.empirical import EmpiricalVelocityModel
 from fm_ext.models.guidance import GuidedVelocityModel
+from fm_ext.models.latent import LatentCodec
 from fm_ext.models.masked import MaskedVelocityModel
 from fm_ext.models.mlp import MLP
 from fm_ext.models.prediction import PredictionVelocityModel
@@ -18,6 +19,7 @@ __all__ = [
     "DiffusersVelocityModel",
     "EmpiricalVelocityModel",
     "GuidedVelocityModel",
+    "LatentCodec",
     "MaskedVelocityModel",
     "PredictionVelocityModel",
     "SmallUNet",

@@ -354,3 +354,192 @@ def relative_error(case):
 @pytest.mark.parametrize("case", CASES)
 def test_euler_on_our_side_is_the_pipelines_own_loop(case):
     assert relative_error(case) < 1e-5
+
+
+def test_the_page_of_the_conventions_is_the_table(request):
+    page = (request.config.rootpath / "docs/content/conventions.md").read_text()
+    assert as_markdown() in page, "write what `python -m fm_ext.models.conventions` prints"
+
+
+@pytest.mark.parametrize("shape, shift", [(None, 3.0), ((1, 4, 64, 64), None)])
+def test_equal_steps_on_the_sampling_schedule_are_the_pipelines(shape, shift):
+    scheduler = plain(3.0) if shift else plain(**DYNAMIC)
+    network = flux(scheduler, None)[0].transformer
+    v = from_diffusers(network, scheduler=scheduler)
+    schedule = v.sampling_schedule(shape)
+    assert isinstance(schedule, ShiftedScheduler) and (shift is None or schedule.shift == shift)
+    uniform = torch.linspace(0, 1, 9, dtype=torch.float64)
+    torch.testing.assert_close(
+        schedule(uniform).alpha_t, v.time_grid(8, shape), rtol=0, atol=1e-6
+    )
+
+
+def small_dit():
+    return diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4, num_layers=2, sample_size=8,
+        num_embeds_ada_norm=10, norm_num_groups=1,
+    )  # fmt: skip
+
+
+WAYS = {
+    "ours": lambda net: UNetWrapper(net, time_scale=1000),
+    "ours, 0 to 999": lambda net: UNetWrapper(net, time_scale=999),
+    "DDPM's time": lambda net: UNetWrapper(net, time_scale=lambda t: 999 * (1 - t)),
+    "theirs": lambda net: UNetWrapper(net, time_scale=lambda t: 1000 * (1 - t), output_scale=-1),
+    "an offset": lambda net: UNetWrapper(net, time_scale=lambda t: 5 + 1000 * t),
+    "from_diffusers": lambda net: from_diffusers(net, scheduler=plain(3.0)),
+}
+
+
+@pytest.mark.parametrize("network", ["unet", "dit"])
+@pytest.mark.parametrize("way", WAYS)
+def test_diffusers_own_loop_on_the_written_folder_gives_our_samples(tmp_path, network, way):
+    torch.manual_seed(0)
+    net = unet(plain(), None)[0].unet if network == "unet" else randomised(small_dit())
+    before = {name: weight.clone() for name, weight in net.state_dict().items()}
+    labels = {} if network == "unet" else {"class_labels": torch.tensor([3, 7])}
+    model = WAYS[way](net)
+    to_diffusers(model, tmp_path, shift=3.0)
+    assert all(torch.equal(weight, before[name]) for name, weight in net.state_dict().items())
+    noise = torch.randn(2, net.config.in_channels, 8, 8)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "scheduler")
+    scheduler.set_timesteps(STEPS)
+    if network == "unet":
+        pipe = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+        assert pipe.scheduler.shift == 3
+        expected = pipelines_own(pipe, {"batch_size": 2}, noise)
+    else:
+        expected, stored = noise, diffusers.DiTTransformer2DModel.from_pretrained(tmp_path / "transformer")
+        with torch.no_grad():
+            for k in scheduler.timesteps:
+                answer = stored.eval()(expected, k[None].expand(2), **labels).sample
+                expected = scheduler.step(answer, k, expected).prev_sample
+    again = from_diffusers(tmp_path)
+    grid = again.time_grid(STEPS)
+    torch.testing.assert_close(grid, 1 - scheduler.sigmas.double())
+    for v in (model, again):
+        options = {"step_size": None, "method": "euler", "time_grid": grid}
+        ours = ODESolver(v).sample(noise, **options, **labels)
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
+
+
+@pytest.mark.parametrize("method", ["flower", "ot_ode"])
+def test_text_and_guidance_pass_through_training_free_inpainting(method):
+    pipe, _, conditions, null, noise = sd3(plain(3.0), 5.0)
+    v = from_diffusers(pipe, guidance_scale=5.0, null=null)
+    solver = InpaintingSolver(v, v.schedule, method)
+    mask = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    mask[..., 2:6, 2:6] = True
+    fills = []
+    for text in (conditions["encoder_hidden_states"], -conditions["encoder_hidden_states"]):
+        generator = torch.Generator().manual_seed(0)
+        told = conditions | {"encoder_hidden_states": text}
+        fills.append(solver.sample(noise, mask=mask, steps=3, generator=generator, **told))
+        assert torch.equal(fills[-1].masked_fill(mask, 0), noise.masked_fill(mask, 0))
+    assert not torch.allclose(*fills)
+
+
+class Stranger(nn.Module):
+    """A network of no known class: noise minus data, for data that are all 0."""
+
+    def forward(self, hidden_states, timestep, return_dict=True):
+        sigma = timestep.view(-1, 1, 1, 1) / 1000
+        return (hidden_states / sigma.clamp(min=1e-6),)
+
+
+def test_an_unknown_class_is_refused_and_the_advice_works():
+    with pytest.raises(TypeError, match="`source` must be one of AuraFlow.*got Stranger"):
+        from_diffusers(Stranger())
+    v = from_diffusers(Stranger(), convention=Convention())
+    noise = torch.randn(2, 1, 4, 4)
+    sample = ODESolver(v).sample(noise, steps=4)
+    torch.testing.assert_close(sample, torch.zeros_like(noise), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="`scheduler` must be given to know"):
+        v.time_grid(4)
+
+
+def network_of(build, *args):
+    pipe = build(plain(), *args)[0]
+    return getattr(pipe, "transformer", None) or pipe.unet
+
+
+ERRORS = {
+    "no scheduler": (lambda: from_diffusers(network_of(unet, None)), ValueError, "`scheduler` must be given"),
+    "a table for a flow": (lambda: from_diffusers(network_of(sd3, None), scheduler=ddim()), ValueError,
+                           "`scheduler` must be one of flows"),
+    "the other way": (lambda: from_diffusers(network_of(sd3, None), scheduler=plain(invert_sigmas=True)),
+                      ValueError, "`invert_sigmas`"),
+    "embedded guidance and null": (
+        lambda: from_diffusers(network_of(flux_embedding, 3.0), guidance_scale=3.0, null={"guidance": 0}),
+        TypeError, "`null` must be None"),
+    "nothing to be guided on": (lambda: from_diffusers(network_of(sd3, None), guidance_scale=3.0), ValueError,
+                                "`null` must say"),
+    "no source": (lambda: from_diffusers(3), TypeError, "`source` must be a network, a pipeline"),
+    "options without a folder": (lambda: from_diffusers(Stranger(), variant="fp16"), TypeError, "`variant`"),
+    "no shape": (lambda: from_diffusers(network_of(flux, None), scheduler=plain(**DYNAMIC)).time_grid(3),
+                 ValueError, "`shape` must be given"),
+    "no shift": (lambda: from_diffusers(network_of(unet, None), scheduler=ddim()).shift(), ValueError,
+                 "one of flows to have a shift"),
+    "a missing condition": (lambda: from_diffusers(network_of(sd3, None))(x=torch.zeros(1, 4, 8, 8), t=torch.ones(1)),
+                            TypeError, "`pooled_projections` is needed"),
+    "missing guidance": (
+        lambda: from_diffusers(network_of(flux_embedding, 3.0))(
+            x=torch.zeros(1, 4, 8, 8), t=torch.ones(1), encoder_hidden_states=torch.zeros(1, TEXT, 16),
+            pooled_projections=torch.zeros(1, 12)),
+        TypeError, "`guidance` is needed.*guidance_scale="),
+    "an unknown condition": (
+        lambda: from_diffusers(network_of(unet, None), scheduler=plain())(
+            x=torch.zeros(1, 3, 8, 8), t=torch.ones(1), caption=torch.ones(1)), TypeError, "`caption` is not taken"),
+    "odd sides": (
+        lambda: from_diffusers(network_of(flux, None))(
+            x=torch.zeros(1, 4, 7, 8), t=torch.ones(1), encoder_hidden_states=torch.zeros(1, TEXT, 16),
+            pooled_projections=torch.zeros(1, 12)), ValueError, "`x` must have even sides"),
+    "to: guided": (lambda: to_diffusers(GuidedVelocityModel(UNetWrapper(network_of(unet, None)), 2.0, null={"y": 0}), "x"),
+                   TypeError, "`model` must be what from_diffusers made"),
+    "to: a DDPM": (lambda: to_diffusers(from_diffusers(network_of(unet, None), scheduler=ddim()), "x"), ValueError,
+                   "`model` must be a flow"),
+    "to: a mask": (lambda: to_diffusers(UNetWrapper(network_of(unet, None), ("mask",), time_scale=1000), "x"),
+                   ValueError, "no further channels"),
+    "to: time in 0..1": (lambda: to_diffusers(UNetWrapper(network_of(unet, None)), "x"), ValueError,
+                         "`time_scale` must be linear"),
+    "to: a bent time": (
+        lambda: to_diffusers(UNetWrapper(network_of(unet, None), time_scale=lambda t: 1000 * t**2), "x"), ValueError,
+        "`time_scale` must be linear"),
+    "to: half the answer": (
+        lambda: to_diffusers(UNetWrapper(network_of(unet, None), time_scale=1000, output_scale=0.5), "x"), ValueError,
+        "`output_scale` must be 1 or -1"),
+    "to: another library's": (
+        lambda: to_diffusers(UNetWrapper(Stranger(), time_scale=lambda t: 1000 * (1 - t), output_scale=-1), "x"),
+        TypeError, "network of diffusers; got Stranger"),
+    "to: a strange time embedding": (lambda: to_diffusers(UNetWrapper(Stranger(), time_scale=1000), "x"), ValueError,
+                                     "`time_scale` must be lambda"),
+    "to: a strange last layer": (
+        lambda: to_diffusers(UNetWrapper(Stranger(), time_scale=lambda t: 1000 * (1 - t)), "x"), ValueError,
+        "`output_scale` must be -1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_say_what_to_write(case):
+    call, kind, message = ERRORS[case]
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_a_folder_without_a_network_and_an_absent_library(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="`source` must be a folder with transformer"):
+        from_diffusers(tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
+    with pytest.raises(ImportError, match=r"pip install 'fm_ext\[diffusers\]'"):
+        from_diffusers(tmp_path)
+
+
+def test_every_known_class_has_a_row_that_is_proved():
+    built = {type(network_of(build, None)).__name__ for build, _, _ in CASES.values()}
+    assert built == set(CONVENTIONS)
+
+
+if __name__ == "__main__":
+    print("| family, scheduler, guidance | relative error |\n|---|---|")
+    for name in CASES:
+        print(f"| {name} | {relative_error(name):.0e} |")
