@@ -5,7 +5,7 @@ import math
 import os
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ MANIFEST = "latents.json"
 """What a folder holds: written first, so that a second call goes on with the same latents or refuses."""
 
 
+@runtime_checkable
 class Codec(Protocol):
     """What encodes: `fm_ext.models.LatentCodec`, or any module like it."""
 

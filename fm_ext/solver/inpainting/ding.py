@@ -30,18 +30,18 @@ class DING(Method):
     gaussian = True
 
     def fill(self, problem: Problem) -> Tensor:
-        x = problem.noise()
+        x = x_1 = problem.noise()
         for t, s in problem.intervals():
             x_1 = problem.target(x, t)
             if s == 1:
-                return x_1
+                continue
             eta = (1 - s) ** 2
             mean = s * x_1 + math.sqrt((1 - s) ** 2 - eta**2) * (x - t * x_1) / (1 - t)
-            other = mean + eta * problem.normal()
+            other = mean + eta * problem.noise()
             noise = other - s * problem.velocity(other, s)
             y = s * problem.y + (1 - s) * noise
             level = (s * problem.noise_std) ** 2
             weight = eta**2 / (eta**2 + level)
-            known = mean + weight * (y - mean) + math.sqrt(weight * level) * problem.normal()
-            x = torch.where(problem.known, known, mean + eta * problem.normal())
-        return x
+            known = mean + weight * (y - mean) + math.sqrt(weight * level) * problem.noise()
+            x = torch.where(problem.known, known, mean + eta * problem.noise())
+        return x_1
