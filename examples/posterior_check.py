@@ -19,7 +19,17 @@ from fm_ext.solver import InpaintingSolver
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 SCHEDULES = {"straight": CondOTScheduler(), "cosine": CosineScheduler(), "VP": VPScheduler()}
-METHODS = ["replace", "repaint", "restora", "ot_ode", "pnp", "flower", "ding", "moment_matching", "d_flow"]
+METHODS = [
+    "replace",
+    "repaint",
+    "restora",
+    "ot_ode",
+    "pnp",
+    "flower",
+    "ding",
+    "moment_matching",
+    "d_flow",
+]
 PICTURED = ["replace", "flower", "ot_ode", "moment_matching"]
 STEPS, FILLS, OBSERVATIONS = (2, 20, 2) if SMOKE else (50, 400, 30)
 COSTS = (8,) if SMOKE else (25, 50, 100, 250)  # evaluations and gradients, together

@@ -74,17 +74,29 @@ def write_latents(
         TypeError: for a stream, whose rows have no numbers.
     """
     batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
-    shard_rows, num_workers = whole("shard_rows", shard_rows, 1), whole("num_workers", num_workers, 0)
-    for name, fixed in (("shuffle", False), ("flip", False), ("drop_last", False), ("on_error", "raise")):
+    shard_rows, num_workers = (
+        whole("shard_rows", shard_rows, 1),
+        whole("num_workers", num_workers, 0),
+    )
+    for name, fixed in (
+        ("shuffle", False),
+        ("flip", False),
+        ("drop_last", False),
+        ("on_error", "raise"),
+    ):
         if options.setdefault(name, fixed) != fixed:
             raise ValueError(
                 f"`{name}` must be {fixed!r}, because latents are encoded once; got {options[name]!r}. Mirrored images "
                 "are a second folder, and their rows a second source."
             )
     if options.get("crop") == "random":
-        raise ValueError("`crop` must be 'center' or None, because latents are encoded once; got 'random'.")
+        raise ValueError(
+            "`crop` must be 'center' or None, because latents are encoded once; got 'random'."
+        )
     if options.pop("streaming", False):
-        raise TypeError("`streaming` must be False: the rows of a stream have no numbers to go on from.")
+        raise TypeError(
+            "`streaming` must be False: the rows of a stream have no numbers to go on from."
+        )
     loader = image_loader(source, batch_size=1, in_memory=False, num_workers=0, **options)
     images: Any = loader.dataset
     rows, folder = len(images), Path(folder).expanduser()
@@ -115,9 +127,13 @@ def write_latents(
         own_seed = np.random.SeedSequence((seed, number)).generate_state(1)
         generator = torch.Generator().manual_seed(int(own_seed[0]))
         shard: list[dict[str, np.ndarray]] = []
-        for batch in DataLoader(images, batch_sampler=chunks, collate_fn=as_is, num_workers=num_workers):
+        for batch in DataLoader(
+            images, batch_sampler=chunks, collate_fn=as_is, num_workers=num_workers
+        ):
             latent = codec.encode(batch["image"].to(device), generator=generator)
-            columns = {"latent": latent.to(dtype)} | {k: v for k, v in batch.items() if k == "label"}
+            columns = {"latent": latent.to(dtype)} | {
+                k: v for k, v in batch.items() if k == "label"
+            }
             shard.append({name: as_numpy(column) for name, column in columns.items()})
         write_shard(shard, file)
         written += 1
@@ -150,7 +166,9 @@ def latent_loader(
     batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
     folder = Path(folder).expanduser()
     if not (folder / MANIFEST).is_file():
-        raise ValueError(f"`folder` must hold latents that write_latents wrote; {folder} holds none.")
+        raise ValueError(
+            f"`folder` must hold latents that write_latents wrote; {folder} holds none."
+        )
     manifest = json.loads((folder / MANIFEST).read_text())
     shards = math.ceil(manifest["rows"] / manifest["shard_rows"])
     if missing := [n for n in range(shards) if not (folder / _name(n)).exists()]:
@@ -192,5 +210,7 @@ def _digest(codec: Codec) -> str:
     for name, value in sorted(codec.state_dict().items()):
         digest.update(name.encode())
         if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(
+                value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            )
     return digest.hexdigest()

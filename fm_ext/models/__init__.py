@@ -1,7 +1,8 @@
 """Networks, and `ModelWrapper`s that make any network a velocity model."""
 
 from fm_ext.models.conventions import CONVENTIONS, Convention
-from fm_ext.models.diffusers import DiffusersVelocityModel, from_diffusers, to_diffusers
+from fm_ext.models.diffusers import DiffusersVelocityModel, from_diffusers
+from fm_ext.models.diffusers_export import to_diffusers
 from fm_ext.models.empirical import EmpiricalVelocityModel
 from fm_ext.models.guidance import GuidedVelocityModel
 from fm_ext.models.latent import LatentCodec

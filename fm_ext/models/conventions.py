@@ -28,7 +28,6 @@ class Convention:
         lists: conditions that the network takes as a list of one tensor a sample.
         guidance: its name for the scale of guidance where its configuration has `guidance_embeds`; None where it
             cannot embed one.
-        guidance_key: entry of the configuration by which that scale is multiplied.
         null: what stands for "no condition": by condition, the entry of the configuration that is its class number.
         sigmas: the noise levels that the pipeline asks for: the "scheduler"'s own, or "uniform" ones from 1 to 1 / n.
         patch: side of what dynamic shifting counts as one token; None for the configuration's `patch_size`.
@@ -46,7 +45,6 @@ class Convention:
     positions: tuple[Literal["img_ids", "txt_ids", "img_shapes"], ...] = ()
     lists: tuple[str, ...] = ()
     guidance: str | None = None
-    guidance_key: str | None = None
     null: tuple[tuple[str, str], ...] = ()
     sigmas: Literal["scheduler", "uniform"] = "scheduler"
     patch: int | None = 2
@@ -85,7 +83,6 @@ CONVENTIONS: dict[str, Convention] = {
         conditions=("encoder_hidden_states", "encoder_hidden_states_mask"),
         layout="packed",
         positions=("img_shapes",),
-        guidance="guidance",
         sigmas="uniform",
         note="the pipeline brings each token of a guided answer to the length of the conditional one; this is not done",
     ),
@@ -95,10 +92,8 @@ CONVENTIONS: dict[str, Convention] = {
     "SanaTransformer2DModel": Convention(
         time_scale_key="timestep_scale",
         conditions=("encoder_hidden_states", "encoder_attention_mask"),
-        guidance="guidance",
-        guidance_key="guidance_embeds_scale",
         patch=None,
-        note="a learned variance is dropped",
+        note="a learned variance is dropped; Sana-Sprint, which embeds guidance, is no flow and is refused",
     ),
     "UNet2DConditionModel": Convention(
         answer="scheduler", x="sample", conditions=("encoder_hidden_states",), patch=1
@@ -122,8 +117,11 @@ CONVENTIONS: dict[str, Convention] = {
 
 def as_markdown() -> str:
     """The table of `CONVENTIONS`, as the documentation has it."""
-    head = "| network | answers with | its time | state | conditions | made for it | embedded guidance | pipeline's sigmas | note |"
-    lines = [head, "|---" * head.count(" | ") + "|---|"]
+    columns = (
+        *("network", "answers with", "its time", "state", "conditions", "made for it"),
+        *("embedded guidance", "pipeline's sigmas", "note"),
+    )
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, row in CONVENTIONS.items():
         scale = f"{row.time_scale:g} " if row.time_scale != 1 else ""
         scale += f"`{row.time_scale_key}` " if row.time_scale_key else ""
@@ -132,7 +130,6 @@ def as_markdown() -> str:
         if answer == "scheduler":
             time, answer = f"{time} or the index in the table", "what the scheduler says"
         embedded = f"`{row.guidance}`" if row.guidance else ""
-        embedded += f" times `{row.guidance_key}`" if row.guidance_key else ""
         conditions = ", ".join(f"`{condition}`" for condition in row.conditions)
         made = ", ".join(f"`{position}`" for position in row.positions)
         state = f"`{row.x}`, {row.layout}"

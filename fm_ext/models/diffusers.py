@@ -1,4 +1,4 @@
-"""Flows and diffusion models of the library diffusers as velocity models, and velocity models as its folders."""
+"""Flows and diffusion models of the library diffusers as velocity models: `from_diffusers`."""
 
 import copy
 import importlib
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from fm_ext.models.conventions import CONVENTIONS, Convention
 from fm_ext.models.guidance import GuidedVelocityModel
 from fm_ext.models.prediction import PredictionVelocityModel
-from fm_ext.models.wrapper import UNetWrapper
 from fm_ext.path.scheduler.beta_table import BetaTableScheduler
 from fm_ext.path.scheduler.shifted import ShiftedScheduler
 from fm_ext.path.scheduler.transform import ScheduleTransformedModel
@@ -65,23 +64,23 @@ def from_diffusers(
     Raises:
         TypeError: for a class without a convention; for `null` beside an embedded scale.
         ValueError: for a network whose answer its scheduler decides on, without one; for a schedule that runs the other
-            way; for a folder in which no network is found.
+            way; for a network that embeds guidance against its convention; for a folder in which no network is found.
         ImportError: for a folder without diffusers.
     """
     network, found = _open(source, loading)
     scheduler = found if scheduler is None else scheduler
-    row = convention or CONVENTIONS.get(_class_name(network))
+    row = convention or CONVENTIONS.get(class_name(network))
     if row is None:
         raise TypeError(
             f"`source` must be one of {', '.join(CONVENTIONS)}, or come with a `convention`; got "
-            f"{_class_name(network)}. Write from_diffusers(network, convention=Convention(x='hidden_states', "
+            f"{class_name(network)}. Write from_diffusers(network, convention=Convention(x='hidden_states', "
             "t='timestep', conditions=('encoder_hidden_states',), time_scale=1000)), from fm_ext.models; its arguments "
             "say what can differ."
         )
-    config = _config(scheduler)
+    config = config_of(scheduler)
     if row.answer == "scheduler" and scheduler is None:
         raise ValueError(
-            f"`scheduler` must be given for a {_class_name(network)}, which may be a flow or a DDPM: write "
+            f"`scheduler` must be given for a {class_name(network)}, which may be a flow or a DDPM: write "
             "scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0) for a flow, or the pipeline's own."
         )
     if config.get("invert_sigmas"):
@@ -93,14 +92,19 @@ def from_diffusers(
     if scheduler is not None and not _is_flow(scheduler):
         if row.answer != "scheduler":
             raise ValueError(
-                f"`scheduler` must be one of flows for a {_class_name(network)}; got {type(scheduler).__name__} with "
+                f"`scheduler` must be one of flows for a {class_name(network)}; got {type(scheduler).__name__} with "
                 f"prediction_type {config.get('prediction_type')!r}. Write FlowMatchEulerDiscreteScheduler()."
             )
         table = BetaTableScheduler(alphas_cumprod=scheduler.alphas_cumprod.double())
-    embeds = row.guidance is not None and bool(_config(network).get("guidance_embeds"))
+    embeds = bool(config_of(network).get("guidance_embeds"))
+    if embeds and row.guidance is None:
+        raise ValueError(
+            f"`source` embeds guidance, which no {class_name(network)} known here does; Sana-Sprint does, and is no flow "
+            "on straight lines. If yours is one, give a `convention` with guidance='guidance'."
+        )
     if embeds and null is not None:
         raise TypeError(
-            f"`null` must be None for this {_class_name(network)}, which embeds the scale of guidance; for guidance by "
+            f"`null` must be None for this {class_name(network)}, which embeds the scale of guidance; for guidance by "
             "two evaluations besides, write GuidedVelocityModel(from_diffusers(...), true_cfg_scale, null=null)."
         )
     model: nn.Module = _Network(network, row, config, table, guidance_scale if embeds else None)
@@ -110,7 +114,7 @@ def from_diffusers(
         model = ScheduleTransformedModel(model, table, CondOTScheduler())
     if guidance_scale is not None and not embeds:
         if null is None:
-            null = {name: _config(network)[key] for name, key in row.null}
+            null = {name: config_of(network)[key] for name, key in row.null}
         model = GuidedVelocityModel(model, guidance_scale, null=null or None)
     return DiffusersVelocityModel(model, network, row, scheduler, table)
 
@@ -157,7 +161,7 @@ class DiffusersVelocityModel(ModelWrapper):
         Raises:
             ValueError: without a scheduler of flows, or without a shape that it needs.
         """
-        config = _config(self._flow_scheduler())
+        config = config_of(self._flow_scheduler())
         if not config.get("use_dynamic_shifting"):
             return float(config.get("shift", config.get("flow_shift", 1.0)))
         mu = self._mu(config, shape)
@@ -195,7 +199,7 @@ class DiffusersVelocityModel(ModelWrapper):
             ValueError: without a scheduler, or without a shape that it needs.
         """
         scheduler = copy.deepcopy(self._need_scheduler())
-        config = _config(scheduler)
+        config = config_of(scheduler)
         if self.table is None:
             if self.convention.sigmas == "uniform" and not config.get("use_flow_sigmas"):
                 options.setdefault("sigmas", torch.linspace(1, 1 / steps, steps).tolist())
@@ -264,7 +268,7 @@ class DiffusersVelocityModel(ModelWrapper):
                 "`shape` must be given where the shift depends on the size (`use_dynamic_shifting`): write "
                 "time_grid(steps, noise.shape)."
             )
-        patch = self.convention.patch or _config(self.network)["patch_size"]
+        patch = self.convention.patch or config_of(self.network)["patch_size"]
         tokens = (shape[-2] // patch) * (shape[-1] // patch)
         low, high = config["base_image_seq_len"], config["max_image_seq_len"]
         slope = (config["max_shift"] - config["base_shift"]) / (high - low)
@@ -284,16 +288,15 @@ class _Network(ModelWrapper):
     ):
         super().__init__(network)
         self.row, self.table = row, table
-        config = _config(network)
+        config = config_of(network)
         self.scale = row.time_scale
         if row.answer == "scheduler":
             self.scale = float(scheduler_config.get("num_train_timesteps", 1000))
         if row.time_scale_key is not None:
             self.scale *= config[row.time_scale_key]
         self.turns = table is not None and scheduler_config.get("prediction_type") == "v_prediction"
-        self.embeds = row.guidance is not None and bool(config.get("guidance_embeds"))
-        factor = config[row.guidance_key] if self.embeds and row.guidance_key else 1.0
-        self.guidance = None if guidance_scale is None else guidance_scale * factor
+        self.embeds = bool(config.get("guidance_embeds"))
+        self.guidance = guidance_scale
         inner: Any = getattr(network, "_orig_mod", network)  # torch.compile hides the signature
         own = {row.x, row.t, "return_dict", *row.positions}
         self._takes = frozenset(set(inspect.signature(inner.forward).parameters) - own)
@@ -312,7 +315,7 @@ class _Network(ModelWrapper):
             TypeError: for a condition that is missing or that the network does not take.
             ValueError: for a state that cannot be packed, or extras of another length.
         """
-        row, name = self.row, _class_name(self.model)
+        row, name = self.row, class_name(self.model)
         for extra in extras:
             if extra not in self.takes:
                 raise TypeError(
@@ -337,7 +340,9 @@ class _Network(ModelWrapper):
             inputs[row.t] = self.table.index(time)
         else:
             inputs[row.t] = self.scale * (1 - time if row.time == "noise" else time)
-        inputs[row.t] = inputs[row.t].to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        inputs[row.t] = inputs[row.t].to(
+            torch.float64 if x.dtype == torch.float64 else torch.float32
+        )
         inputs |= self._positions(x, inputs)
         answer = self.model(**{row.x: self._pack(x)}, **inputs, return_dict=False)[0]
         answer = self._unpack(answer, x)
@@ -346,7 +351,9 @@ class _Network(ModelWrapper):
         answer = check_answer(answer, x, self.model)
         if self.turns and self.table is not None:
             at = self.table(time.double())
-            alpha, sigma = (c.to(x.dtype).view(-1, *(1 for _ in x.shape[1:])) for c in (at.alpha_t, at.sigma_t))
+            alpha, sigma = (
+                c.to(x.dtype).view(-1, *(1 for _ in x.shape[1:])) for c in (at.alpha_t, at.sigma_t)
+            )
             return alpha * x - sigma * answer
         return answer if self.table is not None or row.answer == "data - noise" else -answer
 
@@ -358,7 +365,7 @@ class _Network(ModelWrapper):
             return list(x.unsqueeze(2).unbind())
         if height % 2 or width % 2:
             raise ValueError(
-                f"`x` must have even sides for {_class_name(self.model)}, whose tokens are 2x2; got {tuple(x.shape)}."
+                f"`x` must have even sides for {class_name(self.model)}, whose tokens are 2x2; got {tuple(x.shape)}."
             )
         patches = x.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
         return patches.reshape(batch, height * width // 4, 4 * channels)
@@ -388,135 +395,6 @@ class _Network(ModelWrapper):
         return made
 
 
-def to_diffusers(
-    model: nn.Module, folder: str | os.PathLike[str], *, shift: float | None = None
-) -> None:
-    r"""Writes a flow whose network is diffusers' as a folder of diffusers, whose own loop gives our samples.
-
-    The folder holds the network and a `FlowMatchEulerDiscreteScheduler`: a whole `DDPMPipeline` for a `UNet2DModel`,
-    else the two subfolders. diffusers asks the network for noise minus data at $1000 (1 - t)$. A network that was
-    trained by `UNetWrapper` with another sign or direction of time is stored with weights that make up for it exactly:
-    the last layer's sign is turned, and the first layer of the time embedding takes the sines and cosines of
-    $c \pm k$ for those of $k$.
-
-    Args:
-        model: what `from_diffusers` made, or a `UNetWrapper` around a network of diffusers, `trainer.ema_model` for
-            one; trained on the straight path to answer with a velocity.
-        folder: where to.
-        shift: of the scheduler, which decides where the pipeline steps; None for that of `from_diffusers`, else 1.
-
-    Raises:
-        TypeError: for a model that is neither, or a network of another library.
-        ValueError: for extra channels (`concat`), a time that is no linear function with a whole slope, or weights that
-            cannot make up for it.
-        ImportError: without diffusers.
-    """
-    diffusers = _diffusers("to_diffusers")
-    if isinstance(model, DiffusersVelocityModel):
-        if model.table is not None:
-            raise ValueError(
-                "`model` must be a flow; this one is a DDPM, whose own `save_pretrained` keeps its table."
-            )
-        network, scheduler = model.network, model.scheduler
-        given = _config(scheduler) if scheduler is not None else {}
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
-            **{**_known(diffusers.FlowMatchEulerDiscreteScheduler, given)} | ({} if shift is None else {"shift": shift})
-        )
-    elif isinstance(model, UNetWrapper):
-        network, levels = _folded(model)
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(levels, shift=1.0 if shift is None else shift)
-    else:
-        raise TypeError(
-            f"`model` must be what from_diffusers made, or a UNetWrapper around a network of diffusers; got "
-            f"{type(model).__name__}. Other wrappers, masked or guided, belong to sampling: give what is inside."
-        )
-    network = getattr(network, "_orig_mod", network)
-    if not hasattr(network, "save_pretrained"):
-        raise TypeError(
-            f"`model` must hold a network of diffusers; got {type(network).__name__}. fm_ext.models.UNet has no "
-            "counterpart there: train a diffusers.UNet2DModel."
-        )
-    folder = Path(folder).expanduser()
-    if isinstance(network, diffusers.UNet2DModel):
-        diffusers.DDPMPipeline(unet=network, scheduler=scheduler).save_pretrained(folder)
-        return
-    kind = "unet" if "UNet" in _class_name(network) else "transformer"
-    network.save_pretrained(folder / kind)
-    scheduler.save_pretrained(folder / "scheduler")
-
-
-def _folded(wrapper: UNetWrapper) -> tuple[nn.Module, int]:
-    """A copy of the network that answers with noise minus data at `levels * (1 - t)`, and `levels`."""
-    if wrapper.concat:
-        raise ValueError(
-            f"`model` must take no further channels, which diffusers' loop has not; got concat={wrapper.concat}."
-        )
-    probe = torch.linspace(0, 1, 5, dtype=torch.float64)
-    scale = wrapper.time_scale
-    times = scale(probe) if callable(scale) else scale * probe
-    first, slope = float(times[0]), float(times[-1] - times[0])
-    levels = round(abs(slope))
-    if levels < 2 or not torch.allclose(times, first + slope * probe, atol=1e-6) or abs(abs(slope) - levels) > 1e-6:
-        raise ValueError(
-            "`time_scale` must be linear in t with a whole slope of at least 2, such as 1000, to be a number of "
-            f"diffusers' timesteps; got {times.tolist()} at t = {probe.tolist()}."
-        )
-    if wrapper.output_scale not in (1, -1):
-        raise ValueError(f"`output_scale` must be 1 or -1; got {wrapper.output_scale}.")
-    network = copy.deepcopy(getattr(wrapper.model, "_orig_mod", wrapper.model)).requires_grad_(True)
-    # The network is asked for k = levels * (1 - t) and wants first + slope * t.
-    direction = -1 if slope > 0 else 1
-    offset = first + slope
-    with torch.no_grad():
-        if direction != 1 or offset != 0:
-            _reverse_time(network, direction, offset)
-        if wrapper.output_scale == 1:
-            _turn_sign(network)
-    return network, levels
-
-
-def _reverse_time(network: nn.Module, direction: int, offset: float) -> None:
-    """Makes the time embedding of `direction * k + offset` from that of k, in its first linear layer."""
-    found = False
-    for module in network.modules():
-        project = getattr(module, "time_proj", None)
-        embed = getattr(module, "time_embedding", getattr(module, "timestep_embedder", None))
-        frequencies = ("num_channels", "flip_sin_to_cos", "downscale_freq_shift")
-        if embed is None or not all(hasattr(project, name) for name in frequencies):
-            continue
-        found, half = True, project.num_channels // 2
-        exponent = torch.arange(half, dtype=torch.float64) / (half - project.downscale_freq_shift)
-        rate = torch.exp(-math.log(10000) * exponent) * getattr(project, "scale", 1)
-        sin, cos = torch.sin(rate * offset), torch.cos(rate * offset)
-        weight = embed.linear_1.weight
-        columns = weight.double().split([half, half, weight.shape[1] - 2 * half], 1)
-        of_sin, of_cos = columns[:2] if not project.flip_sin_to_cos else columns[1::-1]
-        sin, cos = sin.to(weight.device), cos.to(weight.device)
-        new_sin = direction * (of_sin * cos - of_cos * sin)
-        new_cos = of_sin * sin + of_cos * cos
-        both = (new_sin, new_cos) if not project.flip_sin_to_cos else (new_cos, new_sin)
-        weight.copy_(torch.cat([*both, columns[2]], 1))
-    if not found:
-        raise ValueError(
-            f"`time_scale` must be lambda t: 1000 * (1 - t) for a {_class_name(network)}, whose time embedding is not "
-            "of sines and cosines. Train it so, with output_scale=-1, or by "
-            "from_diffusers(network, scheduler=FlowMatchEulerDiscreteScheduler())."
-        )
-
-
-def _turn_sign(network: nn.Module) -> None:
-    """Makes the network answer with the other sign."""
-    layers = [getattr(network, name, None) for name in ("conv_out", "proj_out_2", "proj_out")]
-    last = next((layer for layer in layers if isinstance(getattr(layer, "weight", None), Tensor)), None)
-    if last is None:
-        raise ValueError(
-            f"`output_scale` must be -1 for a {_class_name(network)}, whose last layer is not known here. Train it by "
-            "from_diffusers(network, scheduler=FlowMatchEulerDiscreteScheduler())."
-        )
-    for parameter in last.parameters():
-        parameter.neg_()
-
-
 def _open(source: Any, loading: dict[str, Any]) -> tuple[nn.Module, Any]:
     """The network and the scheduler, if any, of a network, a pipeline or a folder."""
     if isinstance(source, str | os.PathLike):
@@ -538,13 +416,13 @@ def _open(source: Any, loading: dict[str, Any]) -> tuple[nn.Module, Any]:
 
 
 def _load(folder: Path, loading: dict[str, Any]) -> tuple[nn.Module, Any]:
-    diffusers = _diffusers("a folder")
+    diffusers = import_diffusers("a folder")
     places = [folder / "transformer", folder / "unet", folder]
     place = next((p for p in places if (p / "config.json").is_file()), None)
     if place is None:
         raise ValueError(
             f"`source` must be a folder with transformer/config.json, unet/config.json or config.json; {folder} has "
-            "none. A name on the hub is downloaded by diffusers: from_diffusers(DiffusionPipeline.from_pretrained(name))."
+            "none. A name on the hub is for diffusers: from_diffusers(DiffusionPipeline.from_pretrained(name))."
         )
     name = json.loads((place / "config.json").read_text()).get("_class_name", "")
     if not hasattr(diffusers, name):
@@ -558,14 +436,14 @@ def _load(folder: Path, loading: dict[str, Any]) -> tuple[nn.Module, Any]:
     return network, scheduler
 
 
-def _diffusers(what: str) -> Any:
+def import_diffusers(what: str) -> Any:
     try:
         return importlib.import_module("diffusers")
     except ImportError as error:
         raise ImportError(f"{what} needs diffusers: pip install 'fm_ext[diffusers]'") from error
 
 
-def _config(thing: Any) -> Mapping[str, Any]:
+def config_of(thing: Any) -> Mapping[str, Any]:
     """The configuration of one of diffusers' objects; of any other, its attributes."""
     if thing is None:
         return {}
@@ -573,16 +451,12 @@ def _config(thing: Any) -> Mapping[str, Any]:
     return config if isinstance(config, Mapping) else vars(thing)
 
 
-def _known(kind: type, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: config[name] for name in inspect.signature(kind).parameters if name in config}
-
-
-def _class_name(network: nn.Module) -> str:
+def class_name(network: nn.Module) -> str:
     return type(getattr(network, "_orig_mod", network)).__name__
 
 
 def _is_flow(scheduler: Any) -> bool:
-    config = _config(scheduler)
+    config = config_of(scheduler)
     return (
         type(scheduler).__name__.startswith("FlowMatch")
         or config.get("prediction_type") == "flow_prediction"

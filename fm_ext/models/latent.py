@@ -1,7 +1,6 @@
 """Images in the latent space of an autoencoder: `LatentCodec`."""
 
 import copy
-import math
 from typing import Any
 
 import numpy as np
@@ -45,6 +44,7 @@ class LatentCodec(nn.Module):
         ValueError: for numbers out of range, or an unknown `factor`.
     """
 
+    vae: Any  # a module or not
     scale: Tensor
     shift: Tensor
 
@@ -91,7 +91,9 @@ class LatentCodec(nn.Module):
 
     def extra_repr(self) -> str:
         """Factor, and what a mask and a paste do."""
-        return f"factor={self.factor}, draw={self.draw}, dilation={self.dilation}, blend={self.blend}"
+        return (
+            f"factor={self.factor}, draw={self.draw}, dilation={self.dilation}, blend={self.blend}"
+        )
 
     @torch.no_grad()
     def encode(
@@ -138,7 +140,9 @@ class LatentCodec(nn.Module):
         images = torch.cat([self._decode(part) for part in self._parts(own)])
         return images.to(latents.dtype)
 
-    def mask(self, mask: Bool[Tensor, "batch 1 height width"]) -> Bool[Tensor, "batch 1 rows columns"]:
+    def mask(
+        self, mask: Bool[Tensor, "batch 1 height width"]
+    ) -> Bool[Tensor, "batch 1 rows columns"]:
         """The mask of the latents: a cell is missing if any pixel of it is, or of a cell within `dilation`.
 
         Args:

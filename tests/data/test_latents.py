@@ -69,12 +69,12 @@ def test_row_i_is_row_i_of_the_source(numbered: Callable, tmp_path: Path, worker
 def test_half_precision_halves_the_files(numbered: Callable, tmp_path: Path):
     write_latents(numbered(), codec(), tmp_path, dtype=torch.float16, **OPTIONS)
     read = rows(tmp_path)
-    assert read["latent"].dtype == torch.float16 and numbers(read["latent"].float()) == [*range(ROWS)]
+    assert read["latent"].dtype == torch.float16 and numbers(read["latent"].float()) == [
+        *range(ROWS)
+    ]
 
 
-def test_a_kill_and_other_processes_change_nothing(
-    numbered: Callable, tmp_path: Path, monkeypatch
-):
+def test_a_kill_and_other_processes_change_nothing(numbered: Callable, tmp_path: Path, monkeypatch):
     """One process in one go writes what one that is killed and then two write; drawn latents too."""
     write, some = latents.write_shard, tmp_path / "some"
 
@@ -88,7 +88,7 @@ def test_a_kill_and_other_processes_change_nothing(
         patch.setattr(latents, "write_shard", killed)
         write_latents(numbered(), codec(draw=True), some, **OPTIONS)
     assert len(list(some.glob("*.parquet"))) == 3
-    with pytest.raises(ValueError, match="lacks 3 of 6 files. Call write_latents again"):
+    with pytest.raises(ValueError, match=r"lacks 3 of 6 files\. Call write_latents again"):
         latent_loader(some, batch_size=1)
     for rank in (1, 0):
         group = SimpleNamespace(

@@ -97,7 +97,11 @@ def sana(scheduler, guidance):
         sample_size=8, patch_size=1,
     )  # fmt: skip
     pipe = diffusers.SanaPipeline(
-        transformer=randomised(net), scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None
+        transformer=randomised(net),
+        scheduler=scheduler,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
     )
     text, empty = embeddings(2, TEXT, 16)
     mask = torch.ones(2, TEXT, dtype=torch.long)
@@ -119,7 +123,11 @@ def aura(scheduler, guidance):
         pos_embed_max_size=64,
     )  # fmt: skip
     pipe = diffusers.AuraFlowPipeline(
-        transformer=randomised(net), scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None
+        transformer=randomised(net),
+        scheduler=scheduler,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
     )
     text, empty = embeddings(2, TEXT, 16)
     mask = torch.ones(2, TEXT)
@@ -136,7 +144,11 @@ def lumina2(scheduler, guidance):
         num_kv_heads=1, multiple_of=8, axes_dim_rope=(2, 2, 4), axes_lens=(32, 16, 16), cap_feat_dim=16,
     )  # fmt: skip
     pipe = diffusers.Lumina2Pipeline(
-        transformer=randomised(net), scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None
+        transformer=randomised(net),
+        scheduler=scheduler,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
     )
     text, empty = embeddings(2, TEXT, 16)
     mask = torch.ones(2, TEXT, dtype=torch.bool)
@@ -154,7 +166,11 @@ def qwen(scheduler, guidance):
         joint_attention_dim=16, axes_dims_rope=(4, 6, 6),
     )  # fmt: skip
     pipe = diffusers.QwenImagePipeline(
-        transformer=randomised(net), scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None
+        transformer=randomised(net),
+        scheduler=scheduler,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
     )
     text, _ = embeddings(2, TEXT, 16)
     mask = torch.ones(2, TEXT, dtype=torch.long)
@@ -169,7 +185,11 @@ def z_image(scheduler, guidance):
         axes_dims=[2, 2, 4], axes_lens=[64, 16, 16],
     )  # fmt: skip
     pipe = diffusers.ZImagePipeline(
-        transformer=randomised(net), scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None
+        transformer=randomised(net),
+        scheduler=scheduler,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
     )
     text, empty = embeddings(2, TEXT, 16)
     call = {"prompt_embeds": list(text), "negative_prompt_embeds": list(empty), "height": 64, "width": 96,
@@ -202,7 +222,11 @@ def conditional_unet(scheduler, guidance):
             unet=net, scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None, safety_checker=None,
             feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
-    call = {"prompt_embeds": text, "negative_prompt_embeds": empty, "guidance_scale": guidance or 1.0}
+    call = {
+        "prompt_embeds": text,
+        "negative_prompt_embeds": empty,
+        "guidance_scale": guidance or 1.0,
+    }
     null = {"encoder_hidden_states": empty}
     return pipe, call, {"encoder_hidden_states": text}, null, torch.randn(2, 4, 8, 8)
 
@@ -369,9 +393,7 @@ def test_equal_steps_on_the_sampling_schedule_are_the_pipelines(shape, shift):
     schedule = v.sampling_schedule(shape)
     assert isinstance(schedule, ShiftedScheduler) and (shift is None or schedule.shift == shift)
     uniform = torch.linspace(0, 1, 9, dtype=torch.float64)
-    torch.testing.assert_close(
-        schedule(uniform).alpha_t, v.time_grid(8, shape), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(schedule(uniform).alpha_t, v.time_grid(8, shape), rtol=0, atol=1e-6)
 
 
 def small_dit():
@@ -409,7 +431,10 @@ def test_diffusers_own_loop_on_the_written_folder_gives_our_samples(tmp_path, ne
         assert pipe.scheduler.shift == 3
         expected = pipelines_own(pipe, {"batch_size": 2}, noise)
     else:
-        expected, stored = noise, diffusers.DiTTransformer2DModel.from_pretrained(tmp_path / "transformer")
+        expected, stored = (
+            noise,
+            diffusers.DiTTransformer2DModel.from_pretrained(tmp_path / "transformer"),
+        )
         with torch.no_grad():
             for k in scheduler.timesteps:
                 answer = stored.eval()(expected, k[None].expand(2), **labels).sample
@@ -448,7 +473,7 @@ class Stranger(nn.Module):
 
 
 def test_an_unknown_class_is_refused_and_the_advice_works():
-    with pytest.raises(TypeError, match="`source` must be one of AuraFlow.*got Stranger"):
+    with pytest.raises(TypeError, match=r"`source` must be one of AuraFlow.*got Stranger"):
         from_diffusers(Stranger())
     v = from_diffusers(Stranger(), convention=Convention())
     noise = torch.randn(2, 1, 4, 4)
@@ -469,6 +494,11 @@ ERRORS = {
                            "`scheduler` must be one of flows"),
     "the other way": (lambda: from_diffusers(network_of(sd3, None), scheduler=plain(invert_sigmas=True)),
                       ValueError, "`invert_sigmas`"),
+    "embedded guidance that is not known": (
+        lambda: from_diffusers(diffusers.SanaTransformer2DModel(
+            in_channels=4, out_channels=4, num_attention_heads=1, attention_head_dim=4, num_layers=1,
+            num_cross_attention_heads=1, cross_attention_head_dim=4, cross_attention_dim=4, caption_channels=4,
+            sample_size=4, guidance_embeds=True)), ValueError, "`source` embeds guidance"),
     "embedded guidance and null": (
         lambda: from_diffusers(network_of(flux_embedding, 3.0), guidance_scale=3.0, null={"guidance": 0}),
         TypeError, "`null` must be None"),
@@ -494,7 +524,8 @@ ERRORS = {
         lambda: from_diffusers(network_of(flux, None))(
             x=torch.zeros(1, 4, 7, 8), t=torch.ones(1), encoder_hidden_states=torch.zeros(1, TEXT, 16),
             pooled_projections=torch.zeros(1, 12)), ValueError, "`x` must have even sides"),
-    "to: guided": (lambda: to_diffusers(GuidedVelocityModel(UNetWrapper(network_of(unet, None)), 2.0, null={"y": 0}), "x"),
+    "to: guided": (lambda: to_diffusers(
+                       GuidedVelocityModel(UNetWrapper(network_of(unet, None)), 2.0, null={"y": 0}), "x"),
                    TypeError, "`model` must be what from_diffusers made"),
     "to: a DDPM": (lambda: to_diffusers(from_diffusers(network_of(unet, None), scheduler=ddim()), "x"), ValueError,
                    "`model` must be a flow"),

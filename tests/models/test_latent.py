@@ -1,4 +1,4 @@
-"""Laws of the codec: shapes and scales of every autoencoder, masks of latents, known pixels, and training-free fills."""
+"""Laws of the codec: scales of every autoencoder, masks of latents, known pixels, and training-free fills."""
 
 import pytest
 import torch
@@ -162,7 +162,10 @@ def test_a_blended_fill_has_no_seam_and_keeps_its_laplacian():
     row = torch.linspace(-1, 1, 16)
     image = (row[:, None] * 0.3 + row**2 * 0.2).expand(2, 3, 16, 16).contiguous()
     slope = torch.linspace(0, 1, 16).view(-1, 1)
-    fill, mask = image + 0.2 + slope, hole()  # too bright, and more so below: harmonic, so all of it goes
+    fill, mask = (
+        image + 0.2 + slope,
+        hole(),
+    )  # too bright, and more so below: harmonic, so all of it goes
     torch.testing.assert_close(codec.paste(fill, image, mask), image, rtol=0, atol=1e-5)
     assert seam_gradient(plain.paste(fill, image, mask), mask) > 3
     assert seam_gradient(codec.paste(fill, image, mask), mask) < 1.5

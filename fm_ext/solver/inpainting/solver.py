@@ -228,8 +228,8 @@ class InpaintingSolver(Solver):
             )
         if not bool((mask == mask[:, :1]).all()):
             raise ValueError(
-                "`mask` must be the same for all channels with a `codec`, (batch, 1, height, width): a cell of a latent "
-                "has no colours."
+                "`mask` must be the same for all channels with a `codec`, whose cells have no colours: write "
+                "mask.any(1, keepdim=True)."
             )
         return mask
 
