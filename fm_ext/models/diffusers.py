@@ -41,7 +41,7 @@ def from_diffusers(
 
         v = from_diffusers(pipeline, guidance_scale=4.5, null={"encoder_hidden_states": empty, ...})
         noise = torch.randn(1, 16, 128, 128)
-        latents = ODESolver(v).sample(v.start(noise), method="euler", time_grid=v.time_grid(28, noise.shape),
+        latents = ODESolver(v).sample(v.start(noise, 28), method="euler", time_grid=v.time_grid(28, noise.shape),
                                       encoder_hidden_states=prompt, pooled_projections=pooled)
 
     What is converted is a row of `CONVENTIONS`: sign, time and its scale, packing, position ids, guidance. A DDPM's
@@ -99,8 +99,8 @@ def from_diffusers(
     embeds = bool(config_of(network).get("guidance_embeds"))
     if embeds and row.guidance is None:
         raise ValueError(
-            f"`source` embeds guidance, which no {class_name(network)} known here does; Sana-Sprint does, and is no flow "
-            "on straight lines. If yours is one, give a `convention` with guidance='guidance'."
+            f"`source` embeds guidance, which no {class_name(network)} known here does; Sana-Sprint does, and is no "
+            "flow on straight lines. If yours is one, give a `convention` with guidance='guidance'."
         )
     if embeds and null is not None:
         raise TypeError(
@@ -203,13 +203,13 @@ class DiffusersVelocityModel(ModelWrapper):
         if self.table is None:
             if self.convention.sigmas == "uniform" and not config.get("use_flow_sigmas"):
                 options.setdefault("sigmas", torch.linspace(1, 1 / steps, steps).tolist())
-            if config.get("use_dynamic_shifting"):
-                options.setdefault("mu", self._mu(config, shape) if "mu" not in options else None)
+            if config.get("use_dynamic_shifting") and "mu" not in options:
+                options["mu"] = self._mu(config, shape)
             scheduler.set_timesteps(steps, **options)
-            return 1 - scheduler.sigmas.double()
+            return 1 - scheduler.sigmas.double().unique_consecutive()
         scheduler.set_timesteps(steps, **options)
         if hasattr(scheduler, "sigmas"):  # noise over data, down to 0
-            return 1 / (1 + scheduler.sigmas.double())
+            return 1 / (1 + scheduler.sigmas.double().unique_consecutive())
         indices = scheduler.timesteps.double()
         below = indices[-1] - len(scheduler.alphas_cumprod) // steps  # where DDIM's last step goes
         if below >= 0:

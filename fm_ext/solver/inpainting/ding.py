@@ -23,7 +23,9 @@ class DING(Method):
 
     $$p(x_s) \propto N\big(H x_s;\; s\,y + (1 - s)\, H \hat x_0(z, s),\; s^2 \sigma_y^2\big)\; N(x_s; \mu, \eta^2),$$
 
-    exact where $\sigma_y = 0$: known entries are $s\,y + (1 - s)\,\hat x_0(z, s)$. The last step takes $\hat x_1$.
+    exact where $\sigma_y = 0$: known entries are $s\,y + (1 - s)\,\hat x_0(z, s)$. The last step takes
+    $\hat x_1$. Of noise on the known entries it keeps too much: for $y = 2$ with $\sigma_y = 0.5$ and white data of
+    unit variance the mean of its fills is 1.9 in 400 steps, and that of the posterior 1.6.
     """
 
     noisy = True
