@@ -19,11 +19,21 @@ from fm_ext.solver import InpaintingSolver
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 SCHEDULES = {"straight": CondOTScheduler(), "cosine": CosineScheduler(), "VP": VPScheduler()}
-METHODS = ["replace", "repaint", "restora", "ot_ode", "pnp", "flower", "moment_matching", "d_flow"]
+METHODS = [
+    "replace",
+    "repaint",
+    "restora",
+    "ot_ode",
+    "pnp",
+    "flower",
+    "ding",
+    "moment_matching",
+    "d_flow",
+]
 PICTURED = ["replace", "flower", "ot_ode", "moment_matching"]
 STEPS, FILLS, OBSERVATIONS = (2, 20, 2) if SMOKE else (50, 400, 30)
 COSTS = (8,) if SMOKE else (25, 50, 100, 250)  # evaluations and gradients, together
-PER_STEP = {"restora": 3, "ot_ode": 2, "moment_matching": 5, "repaint": 10}
+PER_STEP = {"ding": 2, "restora": 3, "ot_ode": 2, "moment_matching": 5, "repaint": 10}
 BEFORE = {"ot_ode": 1, "moment_matching": 1}  # the mean of the data, at t = 0
 ERRORS = (0.0, 0.003, 0.01, 0.03)  # of the derivative of E[X_1 | x_t]
 index = torch.arange(32)

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-FRAMEWORKS = {"accelerate", "datasets", "torchvision", "torchmetrics", "matplotlib", "diffusers"}
+FRAMEWORKS = {
+    "accelerate",
+    "datasets",
+    "torchvision",
+    "torchmetrics",
+    "matplotlib",
+    "diffusers",
+    "transformers",
+}
 ALLOWED = {  # the rooms that importing a room imports, itself left out
     "utils": set(),
     "mask": {"utils"},

@@ -19,8 +19,10 @@ API = {
     "fm_ext.data": [
         "image_loader",
         "image_pair_loader",
+        "latent_loader",
         "load_images",
         "pair_loader",
+        "write_latents",
         "write_pairs",
     ],
     "fm_ext.loss": [
@@ -58,14 +60,20 @@ API = {
         "wasserstein_distance",
     ],
     "fm_ext.models": [
+        "CONVENTIONS",
         "MLP",
+        "Convention",
+        "DiffusersVelocityModel",
         "EmpiricalVelocityModel",
         "GuidedVelocityModel",
+        "LatentCodec",
         "MaskedVelocityModel",
         "PredictionVelocityModel",
         "SmallUNet",
         "UNet",
         "UNetWrapper",
+        "from_diffusers",
+        "to_diffusers",
     ],
     "fm_ext.path": [
         "AffineProbPath",

@@ -33,7 +33,7 @@ PARTS = [
     *("digits_0.3", "digits_0.8", "digits_1.2"),
 ]
 METHODS = [
-    *("replace", "repaint", "restora", "ot_ode", "pnp", "flower", "moment_matching"),
+    *("replace", "repaint", "restora", "ot_ode", "pnp", "flower", "ding", "moment_matching"),
     *("twisted_smc", "d_flow"),
 ]
 DATA = Path(__file__).parents[1] / "data" / "mnist"

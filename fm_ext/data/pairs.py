@@ -58,14 +58,14 @@ def write_pairs(batches: Iterable[Mapping[str, Tensor]], folder: str | os.PathLi
         names = set(batch)
         if not len(batch["x_0"]):
             continue
-        rows.append({name: _numpy(x) for name, x in batch.items()})
+        rows.append({name: as_numpy(x) for name, x in batch.items()})
         waiting += len(batch["x_0"])
         total += len(batch["x_0"])
         if waiting >= SHARD:
-            _write(rows, folder / f"train-{rank:03}-{shards:05}.parquet")
+            write_shard(rows, folder / f"train-{rank:03}-{shards:05}.parquet")
             rows, waiting, shards = [], 0, shards + 1
     if rows:
-        _write(rows, folder / f"train-{rank:03}-{shards:05}.parquet")
+        write_shard(rows, folder / f"train-{rank:03}-{shards:05}.parquet")
     if not total:
         raise ValueError("`batches` must have a row; it is empty.")
     mark.unlink()
@@ -104,10 +104,17 @@ def pair_loader(
             f"`folder` must hold all pairs of write_pairs; {folder} holds {', '.join(unfinished)}: that process was "
             "killed, or is still writing. Wait for it, or begin anew in another folder."
         )
+    return row_loader(folder, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
+
+
+def row_loader(
+    folder: Path, batch_size: int, *, shuffle: bool, seed: int, drop_last: bool | None
+) -> EpochLoader:
+    """Batches of the rows of a folder of parquet, in the order of its files or an epoch's own; see `pair_loader`."""
     try:
         data = datasets.load_dataset(str(folder), split="train")
     except ValueError as error:  # files without rows
-        raise ValueError(f"`folder` must hold pairs; {folder} holds none: {error}") from error
+        raise ValueError(f"`folder` must hold rows; {folder} holds none: {error}") from error
     drop_last = shuffle if drop_last is None else drop_last
     check_fills(len(data), batch_size, drop_last)
     dataset = PairDataset(data, seed=seed, shuffle=shuffle)
@@ -177,7 +184,7 @@ def _check_batch(batch: Mapping[str, Tensor], names: set[str]) -> None:
         raise ValueError(f"`batches` must have as many rows of each tensor as of x_0; got {rows}.")
 
 
-def _write(rows: list[dict[str, np.ndarray]], file: Path) -> None:
+def write_shard(rows: list[dict[str, np.ndarray]], file: Path) -> None:
     """One parquet file; complete or not there."""
     columns = {name: np.concatenate([batch[name] for batch in rows]) for name in rows[0]}
     features = datasets.Features({name: _feature(x) for name, x in columns.items()})
@@ -209,7 +216,8 @@ def _tensor(column: Any) -> Tensor:
     return torch.from_numpy(np.array(values.to_numpy(zero_copy_only=False)).reshape(shape))
 
 
-def _numpy(x: Tensor) -> np.ndarray:
+def as_numpy(x: Tensor) -> np.ndarray:
+    """A tensor as parquet can hold it: bfloat16 becomes float32."""
     return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
 
 

@@ -120,8 +120,8 @@ class UNetWrapper(ModelWrapper):
         if output_scale is None and kind in FLOW_NETWORKS:
             raise ValueError(
                 f"`output_scale` must be given for {kind}: a velocity is data minus noise, and most flow "
-                "networks of diffusers answer with noise minus data. Write output_scale=-1 for one of those, and "
-                "output_scale=1 for one that was trained with fm_ext."
+                "networks of diffusers answer with noise minus data. from_diffusers(network) knows what each does; or "
+                "write output_scale=-1 for one of those, and output_scale=1 for one that was trained with fm_ext."
             )
         self.concat = tuple(concat)
         self.time_scale = time_scale

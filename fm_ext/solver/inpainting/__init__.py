@@ -1,4 +1,4 @@
-"""Inpainting with a model that was never trained for it: one solver, nine published methods."""
+"""Inpainting with a model that was never trained for it: one solver, ten published methods."""
 
 from fm_ext.solver.inpainting.solver import InpaintingSolver
 

@@ -13,10 +13,12 @@ from flow_matching.solver.solver import Solver
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from fm_ext.models.latent import LatentCodec
 from fm_ext.path.scheduler.ends import check_schedule
 from fm_ext.path.scheduler.transform import ScheduleTransformedModel
 from fm_ext.solver.field import check_keywords, check_state
 from fm_ext.solver.inpainting.d_flow import DFlow
+from fm_ext.solver.inpainting.ding import DING
 from fm_ext.solver.inpainting.guided import OTODE, MomentMatching
 from fm_ext.solver.inpainting.method import Method, check, real, whole
 from fm_ext.solver.inpainting.problem import Problem, Source
@@ -27,6 +29,7 @@ from fm_ext.utils.inputs import check_extras, check_mask, is_wrapper, map_sample
 
 METHODS: dict[str, type[Method]] = {
     "d_flow": DFlow,
+    "ding": DING,
     "flower": Flower,
     "moment_matching": MomentMatching,
     "ot_ode": OTODE,
@@ -39,7 +42,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 class InpaintingSolver(Solver):
-    r"""Completes images with any velocity model, by one of nine published methods; no training, no mask channel.
+    r"""Completes images with any velocity model, by one of ten published methods; no training, no mask channel.
 
     All are written for the straight path, $X_t = t\,X_1 + (1 - t)\,X_0$; a model of another schedule is asked
     through `ScheduleTransformedModel`, which knows the same $E[X_1 \mid X_t]$. So the formulas are the papers' own,
@@ -52,6 +55,7 @@ class InpaintingSolver(Solver):
     | "twisted_smc"     | `products` 6, `until` 0.35, `threshold` 0.5,      | yes   | independent, Gaussian source  |
     |                   | `start` 0.1; weighs an image's fills              |       |                               |
     | "flower"          | `gamma` 1                                         | yes   | independent source            |
+    | "ding"            |                                                   | yes   | independent, Gaussian source  |
     | "ot_ode"          | `start` 0.2                                       | yes   | independent, Gaussian source  |
     | "pnp"             | `step` 1, `exponent` 0.5, `averages` 1            | yes   | independent source            |
     | "restora"         | `corrections` 1                                   | no    | independent source            |
@@ -69,6 +73,9 @@ class InpaintingSolver(Solver):
             tensor of `like`'s shape, dtype and device.
         coupled: True for a model whose source and data were not drawn independently: optimal transport, reflow,
             image to image.
+        codec: for a model of latents. Image and mask stay those of pixels: the image is encoded without its hole, the
+            hole of its latents filled, the answer decoded, and the known pixels pasted back. No method needs a
+            gradient of the decoder, and each of the network it needs is one in the latents.
         **options: of the method.
 
     Attributes:
@@ -89,6 +96,7 @@ class InpaintingSolver(Solver):
         *,
         source: Source | None = None,
         coupled: bool = False,
+        codec: LatentCodec | None = None,
         **options: object,
     ):
         super().__init__()
@@ -100,7 +108,7 @@ class InpaintingSolver(Solver):
         _check_model(velocity_model, scheduler)
         self.velocity_model, self.scheduler = velocity_model, scheduler
         self.method_name, self.method = method, _get_method(method, options)
-        self.source, self.coupled = source, coupled
+        self.source, self.coupled, self.codec = source, coupled, codec
         self.nfe = self.gradients = 0
         broken = []
         if coupled and self.method.independent:
@@ -155,6 +163,10 @@ class InpaintingSolver(Solver):
         check_keywords(self.velocity_model, model_extras, self, "sample")
         mask = self._check(image, mask, steps, noise_std, fills)
         copies = 1 if fills is None else int(fills)
+        given, pixels = image, mask
+        if self.codec is not None:
+            image = self.codec.encode(given, pixels, generator=generator)
+            mask = self.codec.mask(pixels[:, :1])
         whole, hole = _repeated(image, copies), _repeated(mask, copies)
         compute = torch.promote_types(image.dtype, torch.float32)
         with torch.inference_mode(False), torch.no_grad():
@@ -180,6 +192,9 @@ class InpaintingSolver(Solver):
             self.nfe, self.gradients = problem.nfe, problem.gradients
             if noise_std == 0:
                 filled = torch.where(hole, filled, whole)
+            if self.codec is not None:
+                around = _repeated(given, copies), _repeated(pixels, copies)
+                filled = self.codec.paste(self.codec.decode(filled), *around)
         return filled if fills is None else filled.unflatten(0, (copies, len(image)))
 
     def _straight(self) -> nn.Module | Callable[..., Tensor]:
@@ -203,6 +218,18 @@ class InpaintingSolver(Solver):
             raise ValueError(
                 f"`noise_std` must be 0 for method {self.method_name!r}, whose formula has no place for noise; got "
                 f"{noise_std}. Use one of {able}."
+            )
+        if self.codec is None:
+            return mask
+        if noise_std > 0:
+            raise ValueError(
+                f"`noise_std` must be 0 with a `codec`: noise on pixels is none of the latents'; got {noise_std}. "
+                "Denoise the image first, or fill latents of your own without a `codec`."
+            )
+        if not bool((mask == mask[:, :1]).all()):
+            raise ValueError(
+                "`mask` must be the same for all channels with a `codec`, whose cells have no colours: write "
+                "mask.any(1, keepdim=True)."
             )
         return mask
 

@@ -22,6 +22,7 @@ BOUNDS = {
     "ot_ode": ((0.3, 0.9), (0.08, 0.3), (0.8, 1.1), (1.1, 1.55)),
     "pnp": ((0.3, 0.75), (0.05, 0.2), (0.55, 0.8), (0.95, 1.55)),
     "flower": ((0.25, 0.6), (0.03, 0.15), (1.1, 1.45), (1.15, 1.35)),
+    "ding": ((0.25, 0.6), (0.05, 0.2), (1.0, 1.35), (1.0, 1.3)),
     "moment_matching": ((0.0, 0.25), (0.0, 0.05), (0.8, 1.0), (0.85, 1.0)),
     "d_flow": ((0.0, 0.4), (0.0, 0.1), (0.65, 1.0), (0.9, 1.1)),
 }
@@ -164,7 +165,9 @@ def test_white_data_have_the_scalar_covariance_for_which_the_formulas_are_exact(
 @pytest.mark.parametrize(
     "scheduler", [SCHEDULERS[0], SCHEDULERS[2]], ids=lambda s: type(s).__name__
 )
-@pytest.mark.parametrize("method", ["replace", "repaint", "moment_matching", "ot_ode", "d_flow"])
+@pytest.mark.parametrize(
+    "method", ["replace", "repaint", "ding", "moment_matching", "ot_ode", "d_flow"]
+)
 def test_a_full_mask_draws_from_the_model(hole_of, gaussian, method, scheduler, center):
     """Its mean, and its variance in the five leading directions; OT-ODE starts without their spread."""
     hole = hole_of(center=center)

@@ -16,6 +16,7 @@ from fm_ext.utils import shared
 
 OPTIONS = {
     "d_flow": {"iterations": 3},
+    "ding": {},
     "flower": {},
     "moment_matching": {"products": 3},
     "ot_ode": {},
@@ -25,9 +26,9 @@ OPTIONS = {
     "restora": {"corrections": 2},
     "twisted_smc": {"products": 3},
 }
-NOISY = ("flower", "moment_matching", "ot_ode", "pnp", "twisted_smc")
+NOISY = ("ding", "flower", "moment_matching", "ot_ode", "pnp", "twisted_smc")
 FREE = ("d_flow",)
-GAUSSIAN = ("moment_matching", "ot_ode", "repaint", "twisted_smc")
+GAUSSIAN = ("ding", "moment_matching", "ot_ode", "repaint", "twisted_smc")
 
 
 class Waves(nn.Module):
@@ -133,6 +134,7 @@ def test_evaluations_and_gradients_are_counted_exactly(method):
             solver.velocity_model.gradients,
         )
         expected = {
+            "ding": (2 * steps - 1, 0),  # the last step takes the expected data
             "flower": (steps, 0),
             "moment_matching": (steps + 1, 3 * steps),  # the mean at t = 0
             "ot_ode": (steps + 1, steps),
