@@ -3,6 +3,7 @@
 from fm_ext.models.empirical import EmpiricalVelocityModel
 from fm_ext.models.guidance import GuidedVelocityModel
 from fm_ext.models.masked import MaskedVelocityModel
+from fm_ext.models.mean_flow import MeanFlowModel
 from fm_ext.models.mlp import MLP
 from fm_ext.models.prediction import PredictionVelocityModel
 from fm_ext.models.small_unet import SmallUNet
@@ -14,6 +15,7 @@ __all__ = [
     "EmpiricalVelocityModel",
     "GuidedVelocityModel",
     "MaskedVelocityModel",
+    "MeanFlowModel",
     "PredictionVelocityModel",
     "SmallUNet",
     "UNet",
