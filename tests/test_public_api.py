@@ -25,8 +25,10 @@ API = {
     "fm_ext.loss": [
         "LogitNormalTime",
         "PowerTime",
+        "TimePairs",
         "TimeSampler",
         "UniformTime",
+        "mean_flow_loss",
         "velocity_loss",
     ],
     "fm_ext.mask": ["CenterBox", "FreeForm", "Hybrid", "Irregular", "Mask", "RandomBox"],
@@ -61,6 +63,7 @@ API = {
         "EmpiricalVelocityModel",
         "GuidedVelocityModel",
         "MaskedVelocityModel",
+        "MeanFlowModel",
         "PredictionVelocityModel",
         "SmallUNet",
         "UNet",
@@ -104,6 +107,7 @@ API = {
     "fm_ext.solver": [
         "ExponentialSolver",
         "InpaintingSolver",
+        "MeanFlowSolver",
         "ODESolver",
         "bits_per_dimension",
         "cosine_grid",
