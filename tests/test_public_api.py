@@ -13,9 +13,11 @@ API = {
         "IndependentCoupling",
         "NoisySource",
         "OptimalTransport",
+        "SemidiscreteTransport",
         "SinkhornTransport",
     ],
     "fm_ext.data": [
+        "assigned_loader",
         "image_loader",
         "image_pair_loader",
         "load_images",
