@@ -269,9 +269,9 @@ class SemidiscreteTransport:
         self._current[rows] += size * (1 - shares)
         self._steps[k] += 1
         self.epochs[k] += drawn
-        # Polynomial-decay averaging: the later the heavier (Shamir and Zhang, arXiv 1212.1824, section 4).
+        # Weights that grow linearly (Lacoste-Julien et al., arXiv 1212.2002): of all noise so far three quarters count.
         self.potential[rows] = self.potential[rows].lerp(
-            self._current[rows], 4 / (self._steps[k] + 3)
+            self._current[rows], 2 / (self._steps[k] + 1)
         )
 
     def _chi_squared(self, k: int, tolerance: float) -> float:
