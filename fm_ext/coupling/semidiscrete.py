@@ -26,17 +26,17 @@ class SemidiscreteTransport:
 
     $$x \mapsto y_{j(x)}, \qquad j(x) = \operatorname*{arg\,max}_j\; \langle x, y_j \rangle + b_j,$$
 
-    for the numbers $b$ that make every row as likely as any other (Mousavi-Hosseini et al., arXiv 2509.25519, section
-    3; $b_j = g_j - \|y_j\|^2 / 2$ in terms of their potential $g$). Assigning costs a matrix product and memory of the
-    order of the rows, whatever the batch that the pairs are for, and is the transport between the whole laws, not
-    between batches. It is no `Coupling`: noise chooses the row, so it samples the data set, see
+    for the numbers $b$ that make every row as likely as any other (Mousavi-Hosseini et al., arXiv 2509.25519;
+    $b_j = g_j - \|y_j\|^2 / 2$ in terms of the potential $g$ of half the squared distance). Assigning costs a matrix
+    product and the memory of a block of rows, whatever the batch that the pairs are for, and is the transport between
+    the whole laws, not between batches. It is no `Coupling`: noise chooses the row, so it samples the data set, see
     `fm_ext.data.assigned_loader`.
 
     With `label` there is a potential for each class, from the same noise, and a model is given the label. Known pixels
     under random masks are a condition that no potential of the whole rows respects: pair without transport there.
 
     `fit` finds $b$ by stochastic gradients of the concave dual, which raise $b_j$ for a share $1/N$ of the noise and
-    lower it for the share that row $j$ gets, and averages it over the later part of its way. The step shrinks like one
+    lower it for the share that row $j$ gets, and averages it with weights that grow. The step shrinks like one
     over the root of the noise drawn, from the mean gap between a noise's best and second best row, which is the
     natural unit of $b$ whatever the dimension. It starts at $b_j = -z\,\|y_j - \bar y\|$ with $z = \Phi^{-1}(1 - 1/N)$:
     each row is then as likely as any other to exceed the same threshold, so long rows get no more than short ones
@@ -110,7 +110,8 @@ class SemidiscreteTransport:
             epochs: at most so much noise per row in this call.
             batch_size: noise a step.
             check_every: noise per row between two estimates of $\chi^2$.
-            rate: of the first steps, in units of the gap between a noise's best and second best row, for one epoch.
+            rate: of the first steps, in units of the gap between a noise's best and second best row, for one epoch of
+                noise; a step is at most half a unit.
             progress: whether to show a bar of epochs with the $\chi^2$ of the class.
 
         Returns:
@@ -264,7 +265,8 @@ class SemidiscreteTransport:
             self._units[k] = (best - second).mean().item() if len(rows) > 1 else 1.0
         row, _ = self._best(self._noise(k, "step", self._steps[k], batch), rows, self._current)
         drawn = batch / len(rows)  # noise per row
-        size = rate * self._units[k] * drawn / math.sqrt(1 + self.epochs[k])
+        # Shares answer to one unit by a factor of about e, so half a unit a step does not overshoot.
+        size = self._units[k] * min(0.5, rate * drawn / math.sqrt(1 + self.epochs[k]))
         shares = torch.bincount(row, minlength=len(self._current))[rows] / drawn
         self._current[rows] += size * (1 - shares)
         self._steps[k] += 1

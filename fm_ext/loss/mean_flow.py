@@ -35,7 +35,7 @@ def mean_flow_loss(
     r"""Squared error of the velocity that an average velocity implies.
 
     The average $u(x, t, r)$ of a flow's velocity from $t$ to $r$ fulfils, for all $t$ and $r$ and in either direction
-    of time (Geng et al., arXiv 2505.13447, equation 6),
+    of time (the MeanFlow identity, Geng et al., arXiv 2505.13447, whose time runs from data to noise),
 
     $$v_t(x) = u(x, t, r) - (r - t)\,\frac{d}{dt} u(x, t, r), \qquad
     \frac{d}{dt} u = v_t(x) \cdot \partial_x u + \partial_t u .$$
@@ -49,8 +49,8 @@ def mean_flow_loss(
 
     a mean over a sample's missing entries as in `velocity_loss`. The derivative is taken in forward mode,
     without a graph and in full precision. It needs the velocity, of which there are two estimates: the network's own,
-    $u(x, t, t)$ ("marginal", improved MeanFlow, Geng et al., arXiv 2512.02012, section 4.1, without the auxiliary
-    head of its section 4.2), and the path's $\dot X_t$ ("conditional", the original), which is right in the mean and
+    $u(x, t, t)$ ("marginal", improved MeanFlow, Geng et al., arXiv 2512.02012, without its auxiliary head for the
+    velocity), and the path's $\dot X_t$ ("conditional", the original), which is right in the mean and
     noisy. Samples with r = t take no derivative; `TimePairs` draws times of which half are.
 
     With a `guidance_scale` $s$ the network takes it as an input and learns the average velocity of the guided flow
@@ -59,7 +59,7 @@ def mean_flow_loss(
 
     $$\dot X_t + (1 - 1/s)\,\big(u_s(x, t, t \mid c) - u_1(x, t, t \mid \varnothing)\big),$$
 
-    whose fixed point is that flow (arXiv 2512.02012, section 4.3, here from the authors' code; to see it, replace both
+    whose fixed point is that flow (read from the code of the authors of arXiv 2512.02012; to see it, replace both
     sides by $v_s$ and solve for it).
 
     Args:

@@ -122,7 +122,7 @@ class TimePairs:
 
     Args:
         times: what both are drawn from. The default is that of MeanFlow for images (Geng et al., arXiv 2505.13447,
-            section 5.1: a logit-normal of mean -0.4 in their time, which runs from data to noise).
+            on ImageNet: a logit-normal of mean -0.4 in their time, which runs from data to noise).
         distinct: the share of pairs with t < r, in [0, 1]; the others, with r = t, train the velocity. 0.25 in the
             paper for ImageNet, 0.75 for CIFAR-10, 0.5 in the improved form (arXiv 2512.02012).
     """

@@ -32,7 +32,7 @@ class GuidedVelocityModel(ModelWrapper):
     $v_\varnothing$ is then the velocity of the missing pixels among themselves, $E[\dot X^m_t \mid X^m_t]$, at the
     very same state, and the guided flow follows the scores of $p(x^m \mid y)^s\, p(x^m)^{1-s}$.
 
-    Autoguidance (`against`, Karras et al., arXiv 2406.02507, equation 3) puts a worse model of the same kind in the
+    Autoguidance (`against`, Karras et al., arXiv 2406.02507) puts a worse model of the same kind in the
     place of $v_\varnothing$, under the same conditions: a smaller one, or an earlier checkpoint of the same run. It
     works without classes too, and moves away from the errors that both share rather than from other classes.
 

@@ -17,7 +17,7 @@ class MeanFlowModel(ModelWrapper):
     $$u(x, t, r) = \frac{1}{r - t} \int_t^r v_s(x_s)\, ds \quad\text{with } x_t = x, \qquad u(x, t, t) = v_t(x),$$
 
     so that $x_r = x + (r - t)\,u(x, t, r)$ is the flow's own map, in one evaluation (MeanFlow, Geng et al., arXiv
-    2505.13447, equation 3, whose time runs from data to noise). `mean_flow_loss` trains such a network,
+    2505.13447, whose time runs from data to noise). `mean_flow_loss` trains such a network,
     `MeanFlowSolver` jumps with it. Every other solver asks without `r` and gets the velocity.
 
     Where a `mask` of the state's entries is among the extras (bool, True = missing) the answer is 0 at known entries:

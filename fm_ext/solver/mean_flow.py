@@ -18,7 +18,7 @@ class MeanFlowSolver(Solver):
     r"""Jumps from each time of a grid to the next, $x_r = x_t + (r - t)\,u(x_t, t, r)$: one evaluation each.
 
     With the exact average velocity every grid gives the same result, that of the exact flow (Geng et al., arXiv
-    2505.13447, equation 12). A trained one was trained for jumps from noise to data, where the grid goes up.
+    2505.13447). A trained one was trained for jumps from noise to data, where the grid goes up.
 
     Where a `mask` of the state's entries is among the extras (bool, True = missing), known entries stay as they are in
     `x_init`, bit for bit. Start from `torch.where(mask, noise, image)`.
