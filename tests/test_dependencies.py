@@ -32,7 +32,7 @@ ALLOWED = {  # the rooms that importing a room imports, itself left out
     "solver": {"models", "path", "coupling", "mask", "utils"},
     "metrics": {"mask", "utils"},
     "sampling": set(),
-    "data": {"utils"},
+    "data": {"sampling", "utils"},
     "training": set(),
 }
 HEAVY = {

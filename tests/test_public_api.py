@@ -14,9 +14,11 @@ API = {
         "IndependentCoupling",
         "NoisySource",
         "OptimalTransport",
+        "SemidiscreteTransport",
         "SinkhornTransport",
     ],
     "fm_ext.data": [
+        "assigned_loader",
         "image_loader",
         "image_pair_loader",
         "latent_loader",
@@ -28,8 +30,10 @@ API = {
     "fm_ext.loss": [
         "LogitNormalTime",
         "PowerTime",
+        "TimePairs",
         "TimeSampler",
         "UniformTime",
+        "mean_flow_loss",
         "velocity_loss",
     ],
     "fm_ext.mask": ["CenterBox", "FreeForm", "Hybrid", "Irregular", "Mask", "RandomBox"],
@@ -68,6 +72,7 @@ API = {
         "GuidedVelocityModel",
         "LatentCodec",
         "MaskedVelocityModel",
+        "MeanFlowModel",
         "PredictionVelocityModel",
         "SmallUNet",
         "UNet",
@@ -113,6 +118,7 @@ API = {
     "fm_ext.solver": [
         "ExponentialSolver",
         "InpaintingSolver",
+        "MeanFlowSolver",
         "ODESolver",
         "bits_per_dimension",
         "cosine_grid",

@@ -5,6 +5,7 @@ from fm_ext.coupling.gathered import GatheredCoupling
 from fm_ext.coupling.greedy import GreedyTransport
 from fm_ext.coupling.noisy import NoisySource
 from fm_ext.coupling.optimal_transport import OptimalTransport
+from fm_ext.coupling.semidiscrete import SemidiscreteTransport
 from fm_ext.coupling.sinkhorn import SinkhornTransport
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "IndependentCoupling",
     "NoisySource",
     "OptimalTransport",
+    "SemidiscreteTransport",
     "SinkhornTransport",
 ]

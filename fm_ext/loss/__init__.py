@@ -1,6 +1,15 @@
 """Training losses on path samples, and the times that they are taken at."""
 
-from fm_ext.loss.time import LogitNormalTime, PowerTime, TimeSampler, UniformTime
+from fm_ext.loss.mean_flow import mean_flow_loss
+from fm_ext.loss.time import LogitNormalTime, PowerTime, TimePairs, TimeSampler, UniformTime
 from fm_ext.loss.velocity import velocity_loss
 
-__all__ = ["LogitNormalTime", "PowerTime", "TimeSampler", "UniformTime", "velocity_loss"]
+__all__ = [
+    "LogitNormalTime",
+    "PowerTime",
+    "TimePairs",
+    "TimeSampler",
+    "UniformTime",
+    "mean_flow_loss",
+    "velocity_loss",
+]

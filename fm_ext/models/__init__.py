@@ -7,6 +7,7 @@ from fm_ext.models.empirical import EmpiricalVelocityModel
 from fm_ext.models.guidance import GuidedVelocityModel
 from fm_ext.models.latent import LatentCodec
 from fm_ext.models.masked import MaskedVelocityModel
+from fm_ext.models.mean_flow import MeanFlowModel
 from fm_ext.models.mlp import MLP
 from fm_ext.models.prediction import PredictionVelocityModel
 from fm_ext.models.small_unet import SmallUNet
@@ -22,6 +23,7 @@ __all__ = [
     "GuidedVelocityModel",
     "LatentCodec",
     "MaskedVelocityModel",
+    "MeanFlowModel",
     "PredictionVelocityModel",
     "SmallUNet",
     "UNet",

@@ -33,11 +33,16 @@ class TimeEmbedding(nn.Module):
     section 3.5) were made for positions of that size; fed with bare t most of them do not move. They are
     computed at each call, in float32 or wider whatever the network's dtype: a constant in a buffer would be rounded by
     `.bfloat16()` and left uninitialised by construction under `torch.device("meta")`.
+
+    Args:
+        features: the number of cosines and sines.
+        out_features: of the network.
+        scale: the factor. A loss that holds the derivative in t wants a small one, for that derivative grows with it.
     """
 
-    def __init__(self, features: int, out_features: int):
+    def __init__(self, features: int, out_features: int, scale: float = 1000.0):
         super().__init__()
-        self.waves = features // 2
+        self.waves, self.scale = features // 2, scale
         self.net = nn.Sequential(
             nn.Linear(2 * self.waves, out_features),
             nn.SiLU(),
@@ -51,9 +56,9 @@ class TimeEmbedding(nn.Module):
     def features(
         self, t: Float[Tensor, " batch"], dtype: torch.dtype
     ) -> Float[Tensor, "batch features"]:
-        """The cosines and sines, computed in `dtype`: in bfloat16 the angle 1000 t would be off by whole turns."""
+        """The cosines and sines, computed in `dtype`: in bfloat16 an angle of 1000 t would be off by whole turns."""
         exponents = torch.arange(self.waves, device=t.device, dtype=dtype) / self.waves
-        angles = t.to(dtype)[:, None] * (1000 * torch.exp(-math.log(10_000) * exponents))
+        angles = t.to(dtype)[:, None] * (self.scale * torch.exp(-math.log(10_000) * exponents))
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Classifier-free guidance, on classes, on any other condition, and on the known pixels."""
+"""Guidance, away from what a model says without a condition, without the known pixels, or while it knew less."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fm_ext.models.wrapper import UNetWrapper
+from fm_ext.path.scheduler.ends import check_schedule
 from fm_ext.utils.inputs import align_time, check_extras, entry_mask, map_samples, taken_extras
-from fm_ext.utils.model_wrapper import ModelWrapper
+from fm_ext.utils.model_wrapper import ModelWrapper, hold_known
 
 
 class GuidedVelocityModel(ModelWrapper):
@@ -31,6 +32,14 @@ class GuidedVelocityModel(ModelWrapper):
     $v_\varnothing$ is then the velocity of the missing pixels among themselves, $E[\dot X^m_t \mid X^m_t]$, at the
     very same state, and the guided flow follows the scores of $p(x^m \mid y)^s\, p(x^m)^{1-s}$.
 
+    Autoguidance (`against`, Karras et al., arXiv 2406.02507) puts a worse model of the same kind in the
+    place of $v_\varnothing$, under the same conditions: a smaller one, or an earlier checkpoint of the same run. It
+    works without classes too, and moves away from the errors that both share rather than from other classes.
+
+    CFG-Zero* (Fan et al., arXiv 2503.18886) is `optimized_scale`, which replaces $v_\varnothing$ by its multiple that
+    is nearest to $v_c$, $\langle v_c, v_\varnothing \rangle / \|v_\varnothing\|^2$ for each sample over its
+    (missing) entries, and `zero_init`. Both help networks that have learned little, and distort an exact velocity.
+
     Args:
         model: the velocity model, or a network whose prediction a `PredictionVelocityModel` outside turns into one.
             Other wrappers may stand inside or outside; `interval` is in the time, and `rescale` in the prediction, of
@@ -49,11 +58,18 @@ class GuidedVelocityModel(ModelWrapper):
         rescale: $\phi$ in [0, 1]: this share of the velocity is brought back to the standard deviation of $v_c$, per
             sample over its (missing) entries (Lin et al., arXiv 2305.08891, equations 15 and 16, which work on the
             network's output, here the velocity); 0.7 there, against over-exposed images.
+        against: the worse model, which answers in the same quantity and on the same schedule as `model`, and takes its
+            extras; it is asked in an evaluation of its own. `null` is then nothing unless it is given.
+        optimized_scale: whether to scale $v_\varnothing$ as CFG-Zero* does, in velocities: not inside a
+            `PredictionVelocityModel`. It changes nothing at scale 1.
+        zero_init: the velocity is 0 at times before this one, in [0, 1), so that the noise waits: for the first step of
+            N, 1 / N, on a grid that has it. 0 for never.
 
     Raises:
         TypeError: if not exactly one of `guidance_scale` and `weight` is given, or it is no number; for `hide_known`
             around a model that does not take it.
-        ValueError: for an interval out of order, `rescale` outside [0, 1], or nothing to guide on.
+        ValueError: for an interval out of order, `rescale` outside [0, 1], `zero_init` outside [0, 1), nothing to guide
+            on, or a model `against` that answers in something else or on another schedule.
     """
 
     def __init__(
@@ -66,6 +82,9 @@ class GuidedVelocityModel(ModelWrapper):
         hide_known: bool = False,
         interval: tuple[float, float] | None = None,
         rescale: float = 0.0,
+        against: nn.Module | None = None,
+        optimized_scale: bool = False,
+        zero_init: float = 0.0,
     ):
         super().__init__(model)
         if (guidance_scale is None) == (weight is None):
@@ -83,13 +102,19 @@ class GuidedVelocityModel(ModelWrapper):
             raise ValueError(f"`interval` must be two times, first < last; got {interval}.")
         if not 0 <= rescale <= 1:
             raise ValueError(f"`rescale` must lie in [0, 1]; got {rescale}.")
+        if not 0 <= zero_init < 1:
+            raise ValueError(f"`zero_init` must be a time in [0, 1); got {zero_init}.")
+        if against is not None:
+            _check_alike(model, against)
         if null is None:
             label = self.null_label
-            null = {} if hide_known or label is None else {"label": label}
-        if not null and not hide_known:
+            hidden = hide_known or against is not None
+            null = {} if hidden or label is None else {"label": label}
+        if not null and not hide_known and against is None:
             raise ValueError(
                 f"`null` must say what stands for no condition, because nothing in {type(model).__name__} has a "
-                "`null_label`: null={'label': 10} for a class 10 that means none; or set `hide_known`."
+                "`null_label`: null={'label': 10} for a class 10 that means none; or set `hide_known`, or name a "
+                "worse model `against`."
             )
         taken = taken_extras(model)
         if hide_known and taken is not None and "hide_known" not in taken:
@@ -102,12 +127,23 @@ class GuidedVelocityModel(ModelWrapper):
         self.hide_known = hide_known
         self.interval = interval
         self.rescale = rescale
+        self.against = None if against is None else ModelWrapper(against)
+        self.optimized_scale = optimized_scale
+        self.zero_init = zero_init
         self._wrappers = tuple(m for m in self.modules() if isinstance(m, UNetWrapper))
+
+    @property
+    def answers(self) -> str | None:
+        """A velocity, where what is done to the answer is meant for one."""
+        return "velocity" if self.optimized_scale or self.zero_init > 0 else super().answers
 
     def extra_repr(self) -> str:
         """What is guided on, how far, and when."""
         on = [*self.null, *(["known pixels"] if self.hide_known else [])]
-        return f"guidance_scale={self.guidance_scale}, on={on}, interval={self.interval}, rescale={self.rescale}"
+        return (
+            f"guidance_scale={self.guidance_scale}, on={on}, interval={self.interval}, rescale={self.rescale}, "
+            f"optimized_scale={self.optimized_scale}, zero_init={self.zero_init}"
+        )
 
     def forward(
         self, x: Float[Tensor, " batch *dim"], t: Float[Tensor, "..."], **extras: Any
@@ -135,6 +171,15 @@ class GuidedVelocityModel(ModelWrapper):
                 raise ValueError(
                     f"`{name}` is guided on and must be a tensor of one entry a sample, {len(x)}; got {condition!r}."
                 )
+        if self.zero_init == 0:
+            return self._guided(x, t, extras)
+        waits = align_time(t, x) < self.zero_init
+        if not torch.compiler.is_compiling() and waits.all():
+            return torch.zeros_like(x)
+        return torch.where(waits, 0, self._guided(x, t, extras))
+
+    def _guided(self, x: Tensor, t: Tensor, extras: dict[str, Any]) -> Tensor:
+        """The guided velocity at any time."""
         scale, inside = self.guidance_scale, None
         if self.interval is not None:
             first, last = self.interval
@@ -144,26 +189,38 @@ class GuidedVelocityModel(ModelWrapper):
                 return self._ask(x, t, extras)
         if scale == 1:
             return self._ask(x, t, extras)
-        if scale == 0 and inside is None and self.rescale == 0:
-            return self._ask(x, t, self._without(extras, x))
+        if scale == 0 and inside is None and self.rescale == 0 and not self.optimized_scale:
+            return self._ask_null(x, t, self._without(extras, x))
         conditional, null = self._both(x, t, extras)
+        mask = entry_mask(extras, x)
+        if self.optimized_scale:
+            null = _nearest_multiple(conditional, null, mask)
         velocity = torch.lerp(null, conditional, scale)
         if self.rescale > 0:
-            mask = entry_mask(extras, x)
             wanted, got = _deviation(conditional, mask), _deviation(velocity, mask)
             ratio = torch.where(got == 0, 1.0, wanted / got)
             velocity = velocity * (1 - self.rescale + self.rescale * ratio)
         return velocity if inside is None else torch.where(inside, velocity, conditional)
 
-    def _ask(self, x: Tensor, t: Tensor, extras: dict[str, Any]) -> Tensor:
+    def _ask_null(self, x: Tensor, t: Tensor, extras: dict[str, Any]) -> Tensor:
+        """The velocity to move away from, of the worse model where there is one."""
+        if self.against is None:
+            return self._ask(x, t, extras)
+        velocity = self._ask(x, t, extras, self.against)
+        return hold_known(velocity, entry_mask(extras, x)) if self.holds_known else velocity
+
+    def _ask(
+        self, x: Tensor, t: Tensor, extras: dict[str, Any], model: ModelWrapper | None = None
+    ) -> Tensor:
         """The model's velocity, without the dropouts of the wrappers in it; their networks keep their mode."""
+        ask = self.ask if model is None else model.ask
         training = [wrapper for wrapper in self._wrappers if wrapper.training]
         if not training:
-            return self.ask(x, t, extras)
+            return ask(x, t, extras)
         try:
             for wrapper in training:
                 wrapper.training = False
-            return self.ask(x, t, extras)
+            return ask(x, t, extras)
         finally:
             for wrapper in training:
                 wrapper.training = True
@@ -180,6 +237,8 @@ class GuidedVelocityModel(ModelWrapper):
         without = self._without(extras, x)
         if self.hide_known:
             extras = {**extras, "hide_known": torch.zeros_like(without["hide_known"])}
+        if self.against is not None:
+            return self._ask(x, t, extras), self._ask_null(x, t, without)
         halves: list[Tensor] = []
         map_samples(without, lambda half: halves.append(half) or half)
         rest = iter(halves)  # the same walk, so the same order
@@ -211,6 +270,29 @@ def _replace(extras: Mapping[str, Any], name: str, null: Any) -> dict[str, Any]:
         else:
             changed[key] = extra
     return changed
+
+
+def _check_alike(model: nn.Module, against: nn.Module) -> None:
+    """Raises unless both answer in the same quantity, as far as they say, and on the same schedule."""
+    kinds = [getattr(each, "answers", None) for each in (model, against)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"`against` must answer as `model` does; {type(model).__name__} answers with {kinds[0] or 'a prediction'}, "
+            f"{type(against).__name__} with {kinds[1] or 'a prediction'}. Wrap both alike."
+        )
+    schedule = getattr(model, "schedule", None)
+    if schedule is not None:
+        check_schedule("against", schedule, against)
+
+
+def _nearest_multiple(v: Tensor, null: Tensor, mask: Tensor | None) -> Tensor:
+    """The multiple of `null` that is nearest to `v`, for each sample over its missing entries; 0 of a 0."""
+    axes = tuple(range(1, v.ndim))
+    seen = null if mask is None else torch.where(mask, null, 0)
+    product, square = (
+        torch.where(seen == 0, 0, part * seen).sum(axes, keepdim=True) for part in (v, seen)
+    )
+    return null * torch.where(square == 0, 0, product / square)
 
 
 def _deviation(v: Tensor, mask: Tensor | None) -> Tensor:

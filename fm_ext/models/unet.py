@@ -48,6 +48,10 @@ class UNet(nn.Module):
         dropout: inside the residual blocks, in [0, 1).
         num_classes: None for no class. Otherwise labels run from 0 to `num_classes`, which is the null class: the one
             that `label=None` means (also `null_label`) and that classifier-free guidance needs (arXiv 2207.12598).
+        second_time: whether the network takes a second time `r` and answers with the average velocity from `t` to `r`
+            (MeanFlow, arXiv 2505.13447), which `fm_ext.loss.mean_flow_loss` trains. It is told t and r - t, by waves
+            a hundred times slower than those of the plain network.
+        guidance_input: whether the network takes a `guidance_scale`, 1 or more, for `mean_flow_loss` to train on.
     """
 
     def __init__(
@@ -62,6 +66,8 @@ class UNet(nn.Module):
         head_channels: int = 32,
         dropout: float = 0.0,
         num_classes: int | None = None,
+        second_time: bool = False,
+        guidance_input: bool = False,
     ):
         super().__init__()
         if not 1 <= len(multipliers) <= 6:
@@ -94,7 +100,12 @@ class UNet(nn.Module):
                 layers.append(Attention(c_out, head_channels))
             return nn.ModuleList(layers)
 
-        self.time = TimeEmbedding(channels, features)
+        speed = (
+            10.0 if second_time else 1000.0
+        )  # the loss of two times holds the derivative in time
+        self.time = TimeEmbedding(channels, features, speed)
+        self.span = TimeEmbedding(channels, features, speed) if second_time else None
+        self.guidance = TimeEmbedding(channels, features, speed) if guidance_input else None
         if num_classes is not None:
             # torch's unit variance: a network learns late from an embedding that starts small (results/generation.md).
             self.label = nn.Embedding(num_classes + 1, features)
@@ -151,16 +162,21 @@ class UNet(nn.Module):
         x: Float[Tensor, "batch c_in height width"],
         t: Float[Tensor, "..."],
         label: Int64[Tensor, " batch"] | None = None,
+        r: Float[Tensor, "..."] | None = None,
+        guidance_scale: Float[Tensor, "..."] | float | None = None,
     ) -> Float[Tensor, "batch c_out height width"]:
-        """Returns the velocity at `x` and `t`.
+        """Returns the velocity at `x` and `t`, or the average velocity from `t` to `r`.
 
         Args:
             x: `(batch, in_channels, height, width)`, of any height and width.
             t: times in [0, 1], 0-d or `(batch,)`.
             label: classes `(batch,)` in [0, num_classes], int64; None for the null class.
+            r: the time that the average goes to, for a network with `second_time`; None for `t`, the plain velocity.
+            guidance_scale: for a network with `guidance_input`, one number or one a sample, 1 or more; None for 1.
 
         Raises:
-            ValueError: for a wrong number of channels, a wrong shape of `t` or `label`, a label without `num_classes`
+            ValueError: for a wrong number of channels, a wrong shape of `t`, `r`, `label` or `guidance_scale`, a label
+                without `num_classes`, an `r` without `second_time`, a `guidance_scale` without `guidance_input`
                 and, on a CPU, a label out of range. On an accelerator the check would wait for the device: there a
                 label out of range is torch's own asynchronous device-side assertion.
             TypeError: for another dtype of `x` than the weights', or labels that are not int64.
@@ -171,7 +187,8 @@ class UNet(nn.Module):
                 f"got {tuple(x.shape)}."
             )
         check_dtype(x, self.conv_in)
-        embedding = self.time(sample_time(t, x))
+        time = sample_time(t, x)
+        embedding = self._with_options(self.time(time), time, r, guidance_scale, x)
         if self.num_classes is not None:
             embedding = embedding + self._embed(self.num_classes, label, x)
         elif label is not None:
@@ -193,6 +210,32 @@ class UNet(nn.Module):
             h = run(layer, h, embedding)
         h = self.conv_out(nn.functional.silu(self.norm_out(h)))
         return h[..., :height, :width]
+
+    def _with_options(
+        self,
+        embedding: Tensor,
+        t: Tensor,
+        r: Tensor | None,
+        guidance_scale: Tensor | float | None,
+        x: Tensor,
+    ) -> Tensor:
+        """`embedding` with that of the second time and of the guidance, where the network takes them."""
+        for name, value, option, layer in (
+            ("r", r, "second_time", self.span),
+            ("guidance_scale", guidance_scale, "guidance_input", self.guidance),
+        ):
+            if value is not None and layer is None:
+                raise ValueError(
+                    f"`{name}` was given to a UNet that does not take it; build it with UNet({option}=True)."
+                )
+        if self.span is not None:
+            span = torch.zeros_like(t) if r is None else sample_time(r, x) - t
+            embedding = embedding + self.span(span)
+        if self.guidance is not None:
+            scale = 1.0 if guidance_scale is None else guidance_scale
+            scale = torch.as_tensor(scale, dtype=t.dtype, device=x.device)
+            embedding = embedding + self.guidance(1 - 1 / sample_time(scale, x))
+        return embedding
 
     def _embed(self, null: int, label: Tensor | None, x: Tensor) -> Tensor:
         """The embedding of the classes of `x`; `null` is the null class."""

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from fm_ext.utils.inputs import check_answer, check_extras, open_shared, sample_time
 from fm_ext.utils.model_wrapper import ModelWrapper
 
-# The names under which networks of the field take the state, the time and the class.
+# The names under which networks of the field take the state, the times and the class.
 NAMES = {
     "x": ("x", "sample", "x_t", "input", "inputs", "hidden_states"),
     "t": ("t", "timesteps", "timestep", "time", "times", "noise_labels"),
+    "r": ("r",),
     "label": ("label", "labels", "y", "class_labels", "class_label"),
 }
 
@@ -59,7 +60,8 @@ class UNetWrapper(ModelWrapper):
             section 3). A bool extra, as a mask is, becomes 0 and 1. Where a `mask` is among the extras the extra called
             `image` is shown with its missing entries zeroed, so the answer cannot leak.
         time_scale: the network gets `time_scale * t`, for example 1000 for a network made for t in 0...1000; or
-            a function of t `(batch,)`, for example `lambda t: 999 * (1 - t)` for DDPM's indices.
+            a function of t `(batch,)`, for example `lambda t: 999 * (1 - t)` for DDPM's indices. A second time r is
+            treated alike.
         output_scale: the answer is multiplied by it: -1 for a network that answers with noise minus data, where a
             velocity is data minus noise. None for 1, and for an error about the networks of diffusers that are known to
             be flows (SD3, Flux, Sana, ...), most of which need -1.
@@ -133,6 +135,7 @@ class UNetWrapper(ModelWrapper):
         self.arguments, self._named, takes_any = find_arguments(model, arguments or {})
         self.extra = tuple(extra) if "extra" in self._named else ()
         known = {"label", "hide_known", *self.concat, *self._named, *self.extra}
+        known |= {"r"} & self.arguments.keys()
         self._takes = None if takes_any else frozenset(known)
 
     @property
@@ -150,15 +153,17 @@ class UNetWrapper(ModelWrapper):
         x: Float[Tensor, " batch *dim"],
         t: Float[Tensor, "..."],
         *,
+        r: Float[Tensor, "..."] | None = None,
         label: Shaped[Tensor, " batch ..."] | None = None,
         hide_known: Bool[Tensor, " batch"] | None = None,
         **extras: Any,
     ) -> Float[Tensor, " batch *dim"]:
-        """Returns the network's velocity at `x` and `t`.
+        """Returns the network's velocity at `x` and `t`, or its average velocity from `t` to `r`.
 
         Args:
             x: the state, `(batch, channel, height, width)` for images.
             t: times in [0, 1], 0-d, `(1,)`, `(batch,)` or `(batch, 1, ..., 1)`.
+            r: times too, for a network that takes a second one.
             label: classes `(batch,)`; the network's own name for them, for example `y=`, means the same.
             hide_known: `(batch,)`, the samples whose known pixels are hidden; if None, in training mode
                 those that `mask_dropout` draws.
@@ -167,12 +172,15 @@ class UNetWrapper(ModelWrapper):
         Raises:
             TypeError: for an extra that nothing takes, a missing one that `concat` names, an extra under two names, or
                 an output without a tensor.
-            ValueError: if an extra's batch or place is not `x`'s, `t` has another shape, or the answer has not the
-                shape of `x`.
+            ValueError: if an extra's batch or place is not `x`'s, `t` or `r` has another shape, or the answer has not
+                the shape of `x`.
         """
         name = type(self.model).__name__
-        t = sample_time(t, x)
-        t = self.time_scale(t) if callable(self.time_scale) else self.time_scale * t
+        times = {"t": self._scaled(t, x)}
+        if r is not None and "r" in self.arguments:
+            times["r"] = self._scaled(r, x)
+        elif r is not None:
+            extras["r"] = r
         if "extra" in self._named and isinstance(extras.get("extra"), Mapping):
             inner = dict(extras.pop("extra"))
             given = {**extras, **({} if label is None else {"label": label})}
@@ -204,7 +212,7 @@ class UNetWrapper(ModelWrapper):
         hidden = self.choose_hidden(hide_known, x, extras)
         shown = x if hidden is None else x.masked_fill(hidden, 0)
         channels = self.condition(x, extras, hidden)
-        inputs: dict[str, Any] = {self.arguments["t"]: t}
+        inputs: dict[str, Any] = {self.arguments[role]: time for role, time in times.items()}
         inputs[self.arguments["x"]] = torch.cat([shown, *channels], dim=self.channel_axis)
         for used in self.concat:
             del extras[used]
@@ -225,6 +233,11 @@ class UNetWrapper(ModelWrapper):
         answer = _tensor(self.model(**inputs, **extras), name)
         answer = answer if self.output_scale == 1 else self.output_scale * answer
         return check_answer(answer, x, self.model)
+
+    def _scaled(self, t: Tensor, x: Tensor) -> Tensor:
+        """The times `(batch,)` as the network counts them."""
+        t = sample_time(t, x)
+        return self.time_scale(t) if callable(self.time_scale) else self.time_scale * t
 
     def condition(
         self, x: Tensor, extras: Mapping[str, Any], hidden: Tensor | None

@@ -201,6 +201,102 @@ class ODESolver(UpstreamODESolver):
             raise ValueError(
                 f"`time_grid` must decrease, from the data to the source; got {how.grid[0]:g} to {how.grid[-1]:g}."
             )
+        return self._with_density(
+            "compute_likelihood", "x_1", x_1, log_p0, how, model_extras,
+            return_intermediates=return_intermediates, exact_divergence=exact_divergence, enable_grad=enable_grad,
+            probes=probes, generator=generator, return_error=return_error, batch_size=batch_size, progress=progress,
+        )  # fmt: skip
+
+    def sample_with_log_density(
+        self,
+        x_init: Float[Tensor, " batch *dim"],
+        log_p0: Callable[[Tensor], Tensor],
+        step_size: float | None = None,
+        method: str = "euler",
+        atol: float | None = 1e-5,
+        rtol: float | None = 1e-5,
+        time_grid: Float[Tensor, " times"] | Sequence[float] | None = None,
+        return_intermediates: bool = False,
+        exact_divergence: bool = False,
+        enable_grad: bool = False,
+        *,
+        steps: int | None = None,
+        probes: int = 1,
+        generator: torch.Generator | None = None,
+        return_error: bool = False,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **model_extras: Any,
+    ) -> Any:  # a pair, or with the error three
+        r"""Samples, and the log-density of each.
+
+        $$\ln p_1(x_1) = \ln p_0(x_0) - \int_0^1 \operatorname{div} v_t(x_t)\, dt$$
+
+        The counterpart of `compute_likelihood` from the source to the data, in one integration: what that gives for the
+        same points up to the error of the steps. `log_p0` is evaluated at `x_init`.
+
+        Args:
+            x_init: states at the first time of the grid, `(batch, ...)`.
+            log_p0: the log-density at the first time, of `(batch, ...)`, with one value a sample, `(batch,)`.
+            step_size: as in `sample`.
+            method: as in `compute_likelihood`.
+            atol: as in `compute_likelihood`.
+            rtol: as in `sample`.
+            time_grid: increasing times; [0, 1] if None. To below 1 it is the density of the path's own marginal there.
+            return_intermediates: as in `sample`; the log-density is that at the last time.
+            exact_divergence: as in `compute_likelihood`.
+            enable_grad: as in `compute_likelihood`.
+            steps: as in `sample`.
+            probes: as in `compute_likelihood`.
+            generator: as in `compute_likelihood`.
+            return_error: as in `compute_likelihood`.
+            batch_size: as in `sample`.
+            progress: as in `sample`.
+            **model_extras: handed to the model.
+
+        Returns:
+            The states at the last time, `(batch, ...)` (or at all, `(times, batch, ...)`), their log-densities
+            `(batch,)` in nats, and with `return_error` the standard errors of the estimates, `(batch,)`.
+
+        Raises:
+            TypeError: as `sample`.
+            ValueError: as `compute_likelihood`; for a grid that does not increase.
+            RuntimeError: as `sample`.
+        """
+        how = self._method(
+            method, (0.0, 1.0), step_size=step_size, steps=steps, atol=atol, rtol=rtol,
+            time_grid=time_grid, end_alone=not return_intermediates, enable_grad=enable_grad,
+        )  # fmt: skip
+        if how.grid[0] > how.grid[-1]:
+            raise ValueError(
+                f"`time_grid` must increase, from the source to the data; got {how.grid[0]:g} to {how.grid[-1]:g}. "
+                "compute_likelihood goes the other way."
+            )
+        return self._with_density(
+            "sample_with_log_density", "x_init", x_init, log_p0, how, model_extras,
+            return_intermediates=return_intermediates, exact_divergence=exact_divergence, enable_grad=enable_grad,
+            probes=probes, generator=generator, return_error=return_error, batch_size=batch_size, progress=progress,
+        )  # fmt: skip
+
+    def _with_density(
+        self,
+        called: str,
+        name: str,
+        x: Tensor,
+        log_p0: Callable[[Tensor], Tensor],
+        how: Method,
+        extras: dict[str, Any],
+        *,
+        return_intermediates: bool,
+        exact_divergence: bool,
+        enable_grad: bool,
+        probes: int,
+        generator: torch.Generator | None,
+        return_error: bool,
+        batch_size: int | None,
+        progress: bool,
+    ) -> Any:
+        """The states with the log-density of the end at the data, whichever way the grid goes."""
         probes = check_whole("probes", probes, 1)
         if return_error and probes < 2 and not exact_divergence:
             raise ValueError(f"`probes` must be at least 2 for a standard error; got {probes}.")
@@ -211,13 +307,12 @@ class ODESolver(UpstreamODESolver):
             )
         if torch.is_inference_mode_enabled():
             raise ValueError(
-                "compute_likelihood differentiates the velocity, which torch.inference_mode() forbids; "
-                "torch.no_grad() does not."
+                f"{called} differentiates the velocity, which torch.inference_mode() forbids; torch.no_grad() does not."
             )
-        parts = self._parts("compute_likelihood", "x_1", x_1, model_extras, batch_size, progress)
+        to_data = how.grid[0] < how.grid[-1]
         ends, log_ps, errors = [], [], []
         with torch.set_grad_enabled(enable_grad):
-            for part in parts:
+            for part in self._parts(called, name, x, extras, batch_size, progress):
                 count = 0 if exact_divergence else probes
                 moving = part.missing if part.holds else None
                 both = AugmentedField(part.field, part.x, count, generator, enable_grad, moving)
@@ -226,14 +321,16 @@ class ODESolver(UpstreamODESolver):
                 for state in how.integrate(both, state, norm):  # noqa: B020  # the last is used below
                     if return_intermediates:
                         kept.append(part.hold(both.split(state)[0]).to(part.x.dtype))
-                x_0, log_det, error = both.result(state)
-                x_0 = part.hold(x_0)
-                ends.append(torch.stack(kept) if return_intermediates else x_0.to(part.x.dtype))
-                log_ps.append(log_density(log_p0, x_0) + log_det)
+                end, integral, error = both.result(state)
+                end = part.hold(end)
+                ends.append(torch.stack(kept) if return_intermediates else end.to(part.x.dtype))
+                source = part.start if to_data else end
+                log_p = log_density(log_p0, source)
+                log_ps.append(log_p - integral if to_data else log_p + integral)
                 errors.append(error)
-        end = torch.cat(ends, dim=1 if return_intermediates else 0)
+        states = torch.cat(ends, dim=1 if return_intermediates else 0)
         log_p = torch.cat(log_ps)
-        return (end, log_p, torch.cat(errors)) if return_error else (end, log_p)
+        return (states, log_p, torch.cat(errors)) if return_error else (states, log_p)
 
     def _method(self, name: str, ends: tuple[float, float], **given: Any) -> Method:
         return Method(name, ends=ends, options=self.options, compiled=self._compiled, **given)

@@ -381,7 +381,7 @@ def test_euler_on_our_side_is_the_pipelines_own_loop(case):
 
 
 def test_the_page_of_the_conventions_is_the_table(request):
-    page = (request.config.rootpath / "docs/content/conventions.md").read_text()
+    page = (request.config.rootpath / "docs/content/reference/conventions.md").read_text()
     assert as_markdown() in page, "write what `python -m fm_ext.models.conventions` prints"
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from flow_matching.path import CondOTProbPath
+from flow_matching.path.scheduler import CondOTScheduler
 from flow_matching.solver import ODESolver as UpstreamODESolver
 from torch import nn
 from torch.testing import assert_close
@@ -356,6 +357,84 @@ def test_one_network_under_labels_and_masks():
     assert_close(both(x=x, t=t, mask=mask, label=label), 2 * plain - null, rtol=1e-4, atol=1e-4)
 
 
+class Mean(nn.Module):
+    """The velocity to one point, which knows no classes; remembers what it was asked."""
+
+    def __init__(self, point):
+        super().__init__()
+        self.point, self.asked = point, []
+
+    def forward(self, x, t, label=None, mask=None):
+        self.asked.append(label)
+        return self.point - x
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_autoguidance_moves_away_from_the_worse_model_under_the_same_conditions(scale, labelled):
+    model, worse, t = Mixture() if labelled else Mean(1.0), Mean(0.3), torch.tensor(0.4)
+    extras = {"label": LABEL} if labelled else {}
+    got = GuidedVelocityModel(model, scale, against=worse)(x=X, t=t, **extras)
+    good, bad = model(x=X, t=t, **extras), worse(x=X, t=t)
+    assert_close(got, bad + scale * (good - bad))
+    assert len(worse.asked) == 1 + (scale != 1)
+    if labelled and scale != 1:
+        assert torch.equal(worse.asked[0], LABEL)
+        GuidedVelocityModel(model, 2.0, against=worse, null={"label": NULL})(x=X, t=t, label=LABEL)
+        assert worse.asked[-1].eq(NULL).all()  # both at once
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_autoguidance_holds_known_entries(inside):
+    mask = torch.tensor([True, False]).expand(6, 2)
+    models = (Mean(1.0), Mean(0.3))
+    if inside:
+        guided = GuidedVelocityModel(MaskedVelocityModel(models[0]), 2.0, against=models[1])
+    else:
+        guided = MaskedVelocityModel(GuidedVelocityModel(models[0], 2.0, against=models[1]))
+    v = guided(x=X, t=torch.tensor(0.5), mask=mask)
+    assert_close(v, torch.where(mask, 1.7 - X, 0))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_optimized_scale_is_the_nearest_multiple(masked):
+    """v = v_c + (s - 1) (v_c - p) with p the projection of v_c on the other velocity."""
+
+    class Two(nn.Module):
+        null_label, velocities = NULL, torch.randn(2, 6, 1, 2, 3).double()
+
+        def forward(self, x, t, label, mask=None):
+            return self.velocities[(label == NULL).long(), torch.arange(len(x)) % 6]
+
+    x, mask = torch.zeros(6, 1, 2, 3).double(), torch.rand(6, 1, 2, 3) < 0.7
+    mask[:, :, 0, :2] = True
+    extras = {"mask": mask} if masked else {}
+    guided = GuidedVelocityModel(Two(), 3.0, optimized_scale=True)
+    got = guided(x=x, t=torch.tensor(0.4), label=LABEL, **extras)
+    for v, (c, u), m in zip(got, Two.velocities.transpose(0, 1), mask, strict=True):
+        m = m if masked else torch.ones_like(m)
+        s = torch.linalg.lstsq(u[m][:, None], c[m][:, None]).solution
+        assert_close(v, s * u + 3 * (c - s * u))
+    Two.velocities = torch.stack([Two.velocities[0], torch.zeros_like(x)])
+    assert_close(guided(x=x, t=torch.tensor(0.4), label=LABEL), 3 * Two.velocities[0])
+    nested = PredictionVelocityModel(GuidedVelocityModel(Two(), 2.0), CosineScheduler(), "x_1")
+    assert nested is not None
+    with pytest.raises(ValueError, match="`prediction` = 'x_1' is what a network predicts"):
+        PredictionVelocityModel(guided, CosineScheduler(), "x_1")
+
+
+@pytest.mark.parametrize(
+    "t", [torch.tensor(0.1), torch.linspace(0, 1, 6), torch.tensor(0.2)], ids=str
+)
+def test_zero_init_waits(t):
+    model = Mixture()
+    plain = GuidedVelocityModel(model, 2.0)(x=X, t=t, label=LABEL)
+    asked = len(model.batches)
+    got = GuidedVelocityModel(model, 2.0, zero_init=0.2)(x=X, t=t, label=LABEL)
+    assert_close(got, torch.where(t.reshape(-1, 1) < 0.2, 0, plain))
+    assert len(model.batches) == asked + bool((t >= 0.2).any())
+
+
 def test_bad_input(untyped):
     model = Mixture()
     for arguments in ({}, {"guidance_scale": 1.0, "weight": 0.0}):
@@ -367,6 +446,16 @@ def test_bad_input(untyped):
         GuidedVelocityModel(model, 2.0, rescale=1.5)
     with pytest.raises(ValueError, match=r"`null` must say what stands for no condition"):
         GuidedVelocityModel(SmallUNet(), 2.0)
+    with pytest.raises(ValueError, match=r"`zero_init` must be a time in \[0, 1\); got 1"):
+        GuidedVelocityModel(model, 2.0, zero_init=1)
+    with pytest.raises(ValueError, match=r"`against` must answer as `model` does.*Wrap both alike"):
+        converted = PredictionVelocityModel(model, CosineScheduler(), "x_1")
+        GuidedVelocityModel(converted, 2.0, against=model)
+    other = PredictionVelocityModel(model, CosineScheduler(), "x_1")
+    straight = PredictionVelocityModel(model, CondOTScheduler(), "x_1")
+    with pytest.raises(ValueError, match=r"`against` must be the schedule of the model inside"):
+        GuidedVelocityModel(straight, 2.0, against=other)
+    GuidedVelocityModel(other, 2.0, against=other)  # the advice
     guided = GuidedVelocityModel(model, 2.0)
     with pytest.raises(TypeError, match=r"`label` is guided on and was not given"):
         guided(x=X, t=TIMES[0])

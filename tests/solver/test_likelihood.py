@@ -56,6 +56,40 @@ def test_exact_for_states_of_any_shape(shape, method):
     assert solver.nfe == 200 or method != "rk4"
 
 
+@pytest.mark.parametrize("shape", SHAPES[:2])
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "RK45"])
+def test_samples_come_with_their_density(shape, method):
+    model, x_0 = Gaussian(shape), torch.randn(4, *shape, dtype=torch.float64)
+    step = {"steps": 50} if method == "rk4" else {"atol": 1e-7, "rtol": 1e-7}
+    solver, exact = ODESolver(model), {"method": method, "exact_divergence": True}
+    x_1, log_p = solver.sample_with_log_density(x_0, normal, **exact, **step)
+    assert_close(x_1, solver.sample(x_0, method=method, **step), rtol=1e-6, atol=1e-6)
+    assert_close(log_p, model.log_prob(x_1), rtol=2e-5, atol=2e-5)
+    grid = [0.0, 0.4, 1.0]
+    states, same, error = solver.sample_with_log_density(
+        x_0, normal, time_grid=grid, return_intermediates=True, return_error=True, batch_size=3,
+        **exact, **({"step_size": 0.02} if method == "rk4" else step),
+    )  # fmt: skip
+    assert torch.equal(states[0], x_0) and error.eq(0).all()
+    assert_close(states[-1], x_1, rtol=1e-5, atol=1e-5)
+    assert_close(same, log_p, rtol=1e-5, atol=1e-5)
+
+
+def test_fills_come_with_their_density():
+    """Given the known pixels, that of the missing ones; both ways agree, probe by probe."""
+    model = MaskedVelocityModel(Gaussian((2, 2)), pass_mask=False)
+    mask = torch.tensor([[True, False], [True, True]]).expand(5, 2, 2)
+    x_init = torch.randn(5, 2, 2, dtype=torch.float64)
+    missing = lambda x: torch.distributions.Normal(0.0, 1.0).log_prob(x).where(mask, 0).sum((1, 2))
+    given = {"method": "rk4", "steps": 40, "probes": 3, "mask": mask}
+    seeded = lambda: {"generator": torch.Generator().manual_seed(5)}
+    fills, log_p = ODESolver(model).sample_with_log_density(x_init, missing, **given, **seeded())
+    assert torch.equal(fills[~mask], x_init[~mask])
+    back, same = ODESolver(model).compute_likelihood(fills, missing, **given, **seeded())
+    assert_close(back, x_init, rtol=1e-5, atol=1e-5)
+    assert_close(log_p, same, rtol=1e-5, atol=1e-5)
+
+
 def test_probes_are_unbiased_and_know_their_error():
     model, x = (
         Gaussian((2, 3, 2)),
@@ -239,6 +273,8 @@ def test_bad_input(untyped):
         solver.compute_likelihood(x, lambda x: x.sum(), steps=1)
     with pytest.raises(ValueError, match=r"`time_grid` must decrease.*got 0 to 1"):
         solver.compute_likelihood(x, normal, time_grid=[0.0, 1.0])
+    with pytest.raises(ValueError, match=r"`time_grid` must increase.*got 1 to 0. compute_like"):
+        solver.sample_with_log_density(x, normal, time_grid=[1.0, 0.0])
     with pytest.raises(
         ValueError, match=r"`probes` must be at least 2 for a standard error; got 1"
     ):
