@@ -25,7 +25,7 @@ ALLOWED = {  # the rooms that importing a room imports, itself left out
     "metrics": {"mask", "utils"},
     "sampling": set(),
     "data": set(),
-    "training": set(),
+    "training": {"utils"},
 }
 HEAVY = {
     "metrics": {"torchmetrics"},

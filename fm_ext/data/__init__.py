@@ -1,8 +1,15 @@
-"""HuggingFace data sets in, batches of tensors out."""
+"""HuggingFace data sets in, batches of tensors out.
 
-from fm_ext.data.image_pairs import image_pair_loader
-from fm_ext.data.loader import image_loader, load_images
-from fm_ext.data.pairs import pair_loader, write_pairs
+What reads data sets needs the extra `train`, and is imported when it is asked for; `fm_ext.data.pixels` needs Pillow.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fm_ext.data.image_pairs import image_pair_loader
+    from fm_ext.data.loader import image_loader, load_images
+    from fm_ext.data.pairs import pair_loader, write_pairs
 
 __all__ = [
     "image_loader",
@@ -11,3 +18,17 @@ __all__ = [
     "pair_loader",
     "write_pairs",
 ]
+
+_HOMES = {
+    "image_loader": "loader",
+    "image_pair_loader": "image_pairs",
+    "load_images": "loader",
+    "pair_loader": "pairs",
+    "write_pairs": "pairs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"fm_ext.data.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -82,6 +82,12 @@ class UNet(nn.Module):
             )
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
+        self.channels = channels
+        self.multipliers = tuple(multipliers)
+        self.blocks = blocks
+        self.attention = tuple(attention)
+        self.head_channels = head_channels
+        self.dropout = dropout
         self.num_classes = num_classes
         self.null_label = num_classes
         self.stride = 2**last
