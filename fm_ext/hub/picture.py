@@ -30,7 +30,8 @@ def open_picture(file: str | os.PathLike[str] | IO[bytes]) -> PIL.Image.Image:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for what is no picture of a known format, or is damaged, animated, of more than 8 bits, or too large.
+        ValueError: for what is no picture of a known format, or is damaged, animated, of more than 8 bits, or too
+            large.
     """
     try:
         picture = PIL.Image.open(file, formats=FORMATS)
@@ -141,7 +142,8 @@ def fill_picture(
         )
     if tuple(mask.shape) != (picture.height, picture.width):
         raise ValueError(
-            f"`mask` must be ({picture.height}, {picture.width}), the picture's height and width; got {tuple(mask.shape)}."
+            f"`mask` must be ({picture.height}, {picture.width}), the picture's height and width; got "
+            f"{tuple(mask.shape)}."
         )
     if not mask.any():
         raise ValueError("`mask` must have a hole, True = missing; got none.")

@@ -68,6 +68,8 @@ class UNet(nn.Module):
             raise ValueError(f"`multipliers` must name 1 to 6 levels; got {tuple(multipliers)}.")
         last = len(multipliers) - 1
         attention = (last,) if attention is None else attention
+        self.channels, self.multipliers, self.blocks = channels, tuple(multipliers), blocks
+        self.attention, self.head_channels, self.dropout = tuple(attention), head_channels, dropout
         if not set(attention) <= set(range(len(multipliers))):
             raise ValueError(
                 f"`attention` must name levels from 0 to {last}, the lowest; got {tuple(attention)}."
@@ -82,12 +84,6 @@ class UNet(nn.Module):
             )
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
-        self.channels = channels
-        self.multipliers = tuple(multipliers)
-        self.blocks = blocks
-        self.attention = tuple(attention)
-        self.head_channels = head_channels
-        self.dropout = dropout
         self.num_classes = num_classes
         self.null_label = num_classes
         self.stride = 2**last
