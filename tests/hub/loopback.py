@@ -88,7 +88,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
-            self.server.create(name, bool(asked.get("private")))
+            private = asked.get("visibility") == "private" or bool(asked.get("private"))
+            self.server.create(name, private)
             return self.reply(
                 200, {"url": f"{self.server.address}/{name}", "name": name, "id": name}
             )
