@@ -127,7 +127,9 @@ class FlowModel(ModelHubMixin):
             raise ValueError(
                 f"`samplers` must be for its tasks, {', '.join(self.tasks)}; got {unknown[0]!r}."
             )
-        self.data_range = None if data_range is None else (data_range[0], data_range[1])
+        if data_range is not None and not data_range[0] < data_range[1]:
+            raise ValueError(f"`data_range` must be (lowest, highest), or None; got {data_range}.")
+        self.data_range = data_range
         self.measured = card.Measured() if measured is None else measured
         self.stored_as = stored_as
 
@@ -206,9 +208,8 @@ class FlowModel(ModelHubMixin):
         )
         config = folder.read_config(found)
         model, path = folder.read_parts(found, config)
-        stored_as = config["stored_as"]
         try:
-            return cls(
+            flow = cls(
                 model,
                 path,
                 shape=config["shape"],
@@ -216,12 +217,19 @@ class FlowModel(ModelHubMixin):
                 source=config["source"],
                 classes=config["classes"],
                 samplers={task: Sampler(**how) for task, how in config["samplers"].items()},
-                data_range=config["data_range"],
+                data_range=config["data_range"] and tuple(config["data_range"]),
                 measured=card.read_measured(config["measured"]),
-                stored_as=None if stored_as is None else folder.dtype_named(stored_as),
-            ).to(device)
+                stored_as=config["stored_as"] and folder.dtype_named(config["stored_as"]),
+            )
+            derived = flow._config(None, None)
+            for name in ("mask", "prediction"):
+                if config[name] != derived[name]:
+                    raise ValueError(
+                        f"`{name}` must be {derived[name]!r} for this model and path; got {config[name]!r}."
+                    )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{found / folder.CONFIG} cannot be used: {error}") from error
+        return flow.to(device)
 
     @classmethod
     def from_checkpoint(

@@ -89,7 +89,7 @@ def find_folder(name: str | os.PathLike[str], **download: Any) -> Path:
     shipped = shipped_names()
     if not is_path and text in shipped:
         found = _shipped() / text
-    elif local.is_dir():
+    elif text and local.is_dir():
         found = local
     elif is_path or text.count("/") != 1:
         nearest = difflib.get_close_matches(text, shipped, n=1)
@@ -113,6 +113,7 @@ def _download(name: str, given: dict[str, Any]) -> Path:
     for file in (CONFIG, WEIGHTS):
         try:
             folder = Path(hf_hub_download(name, file, library_name="fm_ext", **given)).parent
+            given = given | {"revision": folder.name}  # the commit: all files of one
         except HFValidationError as error:
             raise FileNotFoundError(
                 f"`name` must be owner/name on the hub; got {name!r}: {error}"
@@ -198,7 +199,8 @@ def read_parts(folder: Path, config: Mapping[str, Any]) -> tuple[nn.Module, Any]
         raise FileNotFoundError(f"{folder} holds no {WEIGHTS}; the folder is not complete.")
     read, ties = read_tensors(file)
     arguments = {name: read.pop(name).clone() for name in [*read] if name.startswith("arguments.")}
-    model = build(config["model"], arguments)
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
+        model = build(config["model"], arguments)
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"{folder / CONFIG}: `model` must be a network; got {type(model).__name__}."

@@ -1,8 +1,9 @@
 """Pictures as people have them, of any size and mode, filled and translated by a flow of one size."""
 
+import io
 import os
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import Any, cast
 
 import numpy as np
 import PIL.Image
@@ -20,7 +21,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # none that star
 MOST_PIXELS = 64_000_000
 
 
-def open_picture(file: str | os.PathLike[str] | IO[bytes]) -> PIL.Image.Image:
+def open_picture(file: str | os.PathLike[str] | io.IOBase) -> PIL.Image.Image:
     """A picture, upright, of 8 bits: mode L or RGB, or LA or RGBA where it has transparency.
 
     A palette, CMYK and other colour spaces become RGB; EXIF rotation is applied.
@@ -34,7 +35,7 @@ def open_picture(file: str | os.PathLike[str] | IO[bytes]) -> PIL.Image.Image:
             large.
     """
     try:
-        picture = PIL.Image.open(file, formats=FORMATS)
+        picture = PIL.Image.open(cast(Any, file), formats=FORMATS)
     except PIL.UnidentifiedImageError as error:
         raise ValueError(
             f"{_name(file)} is no picture of a known format ({', '.join(FORMATS)})."
@@ -79,7 +80,7 @@ def open_picture(file: str | os.PathLike[str] | IO[bytes]) -> PIL.Image.Image:
 
 
 def open_mask(
-    file: str | os.PathLike[str] | IO[bytes], size: tuple[int, int]
+    file: str | os.PathLike[str] | io.IOBase, size: tuple[int, int]
 ) -> Bool[Tensor, "height width"]:
     """The mask that a picture of a mask shows: white, or lighter than the middle, is missing.
 
@@ -247,11 +248,11 @@ def _window(hole: np.ndarray, size: Sequence[int]) -> tuple[int, int, int, int]:
     lengths = np.array(hole.shape)
     scale = lengths / size
     cut = np.maximum(1, np.rint(np.array(size) * scale.min()).astype(int))
-    rows, columns = (np.flatnonzero(hole.any(axis)) for axis in (1, 0))
-    first = np.array([rows.min(initial=0), columns.min(initial=0)]) if rows.size else lengths // 2
-    last = (
-        np.array([rows.max(initial=0), columns.max(initial=0)]) + 1 if rows.size else lengths // 2
-    )
+    first = last = lengths // 2
+    if hole.any():
+        ends = [np.flatnonzero(hole.any(axis))[[0, -1]] for axis in (1, 0)]
+        first, last = np.array(ends).T
+        last = last + 1
     if (last - first > cut).any():
         cut = np.maximum(lengths, np.rint(np.array(size) * scale.max()).astype(int))
         start = (lengths - cut) // 2

@@ -39,7 +39,7 @@ def register(name: str, *, arguments: Arguments | None = None) -> Callable[[C], 
     An object is written down as its name and its arguments, and built again from them. So it keeps each argument of its
     constructor in an attribute of the same name, as schedulers do, or `arguments` tells them. An argument is None, a
     bool, number, string, tensor or scheduler, an object of a registered class, a class of `torch.nn` (an activation),
-    or a list or a dict of those.
+    or a tuple, a list (which comes back as a tuple) or a dict of those.
 
         @register("my_network")
         class MyNetwork(nn.Module):
@@ -148,7 +148,7 @@ def build(config: Any, tensors: Mapping[str, Tensor], where: str = "model") -> A
         ValueError: for a name that is not known, or arguments that the constructor refuses.
     """
     if isinstance(config, list):
-        return [build(item, tensors, f"{where}[{i}]") for i, item in enumerate(config)]
+        return tuple(build(item, tensors, f"{where}[{i}]") for i, item in enumerate(config))
     if not isinstance(config, Mapping):
         return config
     mark = next((mark for mark in _MARKS if mark in config), None)
