@@ -65,8 +65,8 @@ def fill_tab(name: str, flow: FlowModel) -> None:
         )
         if clicked and chosen is not None and mask is not None:
             rows = st.session_state[f"rows {name}"] = []
-            for sampling in runs:
-                with running() as progress:
+            for i, sampling in enumerate(runs):
+                with running(f"fill {i}") as progress:
                     rows.append(fill(flow, chosen, mask, fills, sampling, progress))
     for i, row in enumerate(st.session_state.get(f"rows {name}", ())):
         _show_row(row, f"fill {i}")

@@ -30,7 +30,7 @@ def sample_tab(name: str, flow: FlowModel) -> None:
         count = st.slider("Count", 1, 64, 16, help="How many pictures.")
         sampling = choose_sampling(name, flow, "sample")
         if st.button("Generate", type="primary", help="Draws pictures from noise."):
-            with running() as progress:
+            with running("sample") as progress:
                 pictures = to_pictures(flow.sample(count, **sampling.run(progress)))
                 grid = to_png(to_grid(pictures, columns(count)))
                 st.session_state[f"samples {name}"] = Samples(grid, progress.film())

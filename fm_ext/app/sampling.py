@@ -146,15 +146,18 @@ class Progress:
 
 
 @contextmanager
-def running() -> Iterator[Progress]:
+def running(key: str) -> Iterator[Progress]:
     """Shows a bar and a button that stops while its body runs; an error of the body becomes a sentence on the page.
 
     A click on any control makes Streamlit run the page anew: it ends this run at the next move of the bar.
+
+    Args:
+        key: of the button.
     """
     place = st.empty()
     with place.container():
         bar = st.progress(0.0, "0%")
-        st.button("Stop", help="Ends the run; nothing of it is kept.")
+        st.button("Stop", key=f"stop {key}", help="Ends the run; nothing of it is kept.")
     st.session_state["interrupted"] = True
     failure = None
     try:

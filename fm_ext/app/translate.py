@@ -40,7 +40,7 @@ def translate_tab(name: str, flow: FlowModel) -> None:
             help="Takes the middle of the picture, at the model's size, to what the model was trained to make of it.",
         )
         if clicked and chosen is not None:
-            with running() as progress:
+            with running("translate") as progress:
                 result = translate_picture(flow, chosen.picture, **sampling.run(progress))
                 given, made = to_png(chosen.picture), to_png(result)
                 st.session_state[f"translation {name}"] = Translation(given, made, progress.film())
