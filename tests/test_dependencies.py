@@ -26,6 +26,7 @@ ALLOWED = {  # the rooms that importing a room imports, itself left out
     "sampling": set(),
     "data": set(),
     "training": {"utils"},
+    "hub": {"models", "path", "coupling", "solver", "mask", "utils", "sampling", "data"},
 }
 HEAVY = {
     "metrics": {"torchmetrics"},

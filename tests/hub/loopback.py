@@ -58,6 +58,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append(f"{self.command} {self.path}")
+        about = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/([^?]+)(\?.*)?", self.path)
+        if about and about[1] in self.server.repositories:  # asked by releases before 1.0
+            return self.reply(200, {"id": about[1], "xetEnabled": False})
         found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)(\?.*)?", self.path)
         if not found:
             return self.reply(404, {"error": "not found"}, X_Error_Code="EntryNotFound")
