@@ -6,6 +6,7 @@ import inspect
 import pytest
 
 API = {
+    "fm_ext.app": ["run"],
     "fm_ext.coupling": [
         "Coupling",
         "GatheredCoupling",
