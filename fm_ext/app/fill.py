@@ -46,7 +46,7 @@ def fill_tab(name: str, flow: FlowModel) -> None:
         name: of the model.
         flow: a model that fills.
     """
-    left, right = st.columns([3, 2], gap="large")
+    left, right = st.columns([4, 5], gap="large")
     with left:
         chosen = choose_picture(flow, "fill")
         mask = choose_hole(chosen) if chosen else None
@@ -61,15 +61,19 @@ def fill_tab(name: str, flow: FlowModel) -> None:
         runs = [choose_sampling(name, flow, "fill")]
         runs += _choose_untrained(name, flow, runs[0])
         clicked = st.button(
-            "Fill", type="primary", disabled=mask is None, help="Fills the hole, once there is one."
+            "Fill",
+            type="primary",
+            width="stretch",
+            disabled=mask is None,
+            help="Fills the hole, once there is one.",
         )
         if clicked and chosen is not None and mask is not None:
             rows = st.session_state[f"rows {name}"] = []
             for i, sampling in enumerate(runs):
                 with running(f"fill {i}") as progress:
                     rows.append(fill(flow, chosen, mask, fills, sampling, progress))
-    for i, row in enumerate(st.session_state.get(f"rows {name}", ())):
-        _show_row(row, f"fill {i}")
+        for i, row in enumerate(st.session_state.get(f"rows {name}", ())):
+            _show_row(row, f"fill {i}")
 
 
 def fill(
@@ -138,15 +142,15 @@ def _choose_untrained(name: str, flow: FlowModel, trained: Sampling) -> list[Sam
 
 
 def _show_row(row: Row, key: str) -> None:
-    st.subheader(row.title, anchor=False)
-    st.caption(
-        "Spread is the standard deviation over the fills, in grey levels of 255: black where they agree, bright where "
-        "they differ."
-    )
+    st.markdown(f"**{row.title}**")
     with st.container(horizontal=True):
-        show(row.hole, "what was given", f"{key} hole", "hole.png")
+        show(row.hole, "hole", f"{key} hole", "hole.png")
         for i, picture in enumerate(row.fills):
             show(picture, f"fill {i + 1}", f"{key} {i}", f"filled_{i + 1}.png")
         if row.heat is not None:
-            show(row.heat, f"spread, up to {row.highest:.0f}", f"{key} heat", "spread.png")
-        show(row.film, "from noise to fills", f"{key} film", "film.gif")
+            show(row.heat, f"spread, to {row.highest:.0f}", f"{key} heat", "spread.png")
+        show(row.film, "film", f"{key} film", "film.gif")
+    st.caption(
+        "Spread: black where the fills agree, bright where they differ, by up to that many of 255 grey levels "
+        "(standard deviation). Film: from noise to the fills, at the model's size."
+    )

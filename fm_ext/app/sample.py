@@ -29,7 +29,9 @@ def sample_tab(name: str, flow: FlowModel) -> None:
     with left:
         count = st.slider("Count", 1, 64, 16, help="How many pictures.")
         sampling = choose_sampling(name, flow, "sample")
-        if st.button("Generate", type="primary", help="Draws pictures from noise."):
+        if st.button(
+            "Generate", type="primary", width="stretch", help="Draws pictures from noise."
+        ):
             with running("sample") as progress:
                 pictures = to_pictures(flow.sample(count, **sampling.run(progress)))
                 grid = to_png(to_grid(pictures, columns(count)))
@@ -38,4 +40,4 @@ def sample_tab(name: str, flow: FlowModel) -> None:
     if samples is not None:
         with right, st.container(horizontal=True):
             show(samples.grid, "samples", "samples grid", "samples.png", width=320)
-            show(samples.film, "from noise to samples", "samples film", "film.gif", width=320)
+            show(samples.film, "film, from noise to samples", "samples film", "film.gif", width=320)

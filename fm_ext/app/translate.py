@@ -26,7 +26,7 @@ def translate_tab(name: str, flow: FlowModel) -> None:
         name: of the model.
         flow: a model that translates.
     """
-    left, right = st.columns([3, 2], gap="large")
+    left, right = st.columns([4, 5], gap="large")
     with left:
         chosen = choose_picture(flow, "translate")
         if chosen is not None:
@@ -36,6 +36,7 @@ def translate_tab(name: str, flow: FlowModel) -> None:
         clicked = st.button(
             "Translate",
             type="primary",
+            width="stretch",
             disabled=chosen is None,
             help="Takes the middle of the picture, at the model's size, to what the model was trained to make of it.",
         )
@@ -44,9 +45,9 @@ def translate_tab(name: str, flow: FlowModel) -> None:
                 result = translate_picture(flow, chosen.picture, **sampling.run(progress))
                 given, made = to_png(chosen.picture), to_png(result)
                 st.session_state[f"translation {name}"] = Translation(given, made, progress.film())
-    translation = st.session_state.get(f"translation {name}")
-    if translation is not None:
-        with st.container(horizontal=True):
-            show(translation.given, "what was given", "translation given", "given.png")
-            show(translation.result, "translation", "translation result", "translated.png")
-            show(translation.film, "the way", "translation film", "film.gif")
+        translation = st.session_state.get(f"translation {name}")
+        if translation is not None:
+            with st.container(horizontal=True):
+                show(translation.given, "given", "translation given", "given.png")
+                show(translation.result, "translation", "translation result", "translated.png")
+                show(translation.film, "film", "translation film", "film.gif")
