@@ -72,7 +72,10 @@ def fill_tab(name: str, flow: FlowModel) -> None:
             for i, sampling in enumerate(runs):
                 with running(f"fill {i}") as progress:
                     rows.append(fill(flow, chosen, mask, fills, sampling, progress))
-        for i, row in enumerate(st.session_state.get(f"rows {name}", ())):
+    rows = st.session_state.get(f"rows {name}", ())
+    places = [right] if len(rows) == 1 else st.columns(2, gap="large")
+    for i, (row, place) in enumerate(zip(rows, places, strict=False)):
+        with place:
             _show_row(row, f"fill {i}")
 
 
