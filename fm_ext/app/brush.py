@@ -16,13 +16,7 @@ from fm_ext.app.picture import Chosen, enlarge, to_png
 
 COLOUR = (255, 0, 90)  # of holes on the page
 SHOWN = 448  # pixels of a picture on the page, at least or at most
-_FILES = Path(__file__)
-_COMPONENT = component(
-    "fm_ext_brush",
-    html=_FILES.with_suffix(".html").read_text(),
-    css=_FILES.with_suffix(".css").read_text(),
-    js=_FILES.with_suffix(".js").read_text(),
-)
+PARTS = {kind: Path(__file__).with_suffix(f".{kind}").read_text() for kind in ("html", "css", "js")}
 
 
 def brush(chosen: Chosen) -> Bool[Tensor, "height width"]:
@@ -32,7 +26,8 @@ def brush(chosen: Chosen) -> Bool[Tensor, "height width"]:
     shown = enlarge(chosen.picture, SHOWN)
     shown.thumbnail((SHOWN, SHOWN))
     picture = base64.b64encode(to_png(shown)).decode()
-    result = _COMPONENT(
+    mount = component("fm_ext_brush", html=PARTS["html"], css=PARTS["css"], js=PARTS["js"])
+    result = mount(
         key=f"brush {chosen.name}",
         data={
             "name": chosen.name,

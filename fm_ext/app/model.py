@@ -43,12 +43,22 @@ def choose_model(models: Sequence[str], device: str) -> tuple[str, FlowModel] | 
             contents = {file.name: file.getvalue() for file in files}
             flow = remember("uploaded model", token, lambda: load_files(contents, device))
             name = f"{UPLOAD} {token}"
+        check_pictures(flow)
     except (ValueError, TypeError, OSError) as error:
         st.error(str(error))
         return None
     with st.expander("About this model"):
         st.markdown(flow.generate_model_card().text)
     return name, flow
+
+
+def check_pictures(flow: FlowModel) -> None:
+    """Raises a ValueError for a model of other things than pictures."""
+    if len(flow.shape) != 3 or flow.shape[0] not in (1, 3) or flow.data_range != (-1.0, 1.0):
+        raise ValueError(
+            "The page shows pictures of 1 or 3 channels with values in [-1, 1]; this model is of samples of shape "
+            f"{flow.shape} in {flow.data_range}."
+        )
 
 
 def load_files(files: Mapping[str, bytes], device: str = "cpu") -> FlowModel:

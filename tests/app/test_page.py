@@ -10,11 +10,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from flow_matching.path import CondOTProbPath
 from streamlit.testing.v1 import AppTest
 
 from fm_ext.app.hole import draw_hole
 from fm_ext.app.picture import EXAMPLES
 from fm_ext.hub import FlowModel, fill_picture, open_picture
+from fm_ext.models import MLP
 
 
 def script(models):
@@ -234,6 +236,12 @@ def test_a_model_is_named_or_uploaded_and_what_is_wrong_is_told(open_page, folde
     test.file_uploader[0].set_value([(n, content, "text/plain") for n, content in files.items()])
     test = good(test.run())
     assert not test.error and [tab.label for tab in test.tabs] == ["Fill a hole"]
+
+
+def test_a_model_of_no_pictures_is_refused(open_page, tmp_path):
+    FlowModel(MLP(2), CondOTProbPath(), shape=(2,), data_range=None).save_pretrained(tmp_path)
+    test = open_page(str(tmp_path))
+    assert "shape (2,)" in test.error[0].value and not test.tabs
 
 
 def test_an_error_of_a_run_is_a_sentence(open_page, monkeypatch):
