@@ -19,7 +19,7 @@ def seeded() -> torch.Generator:
 
 
 def picture(flow: FlowModel, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    image = torch.rand(batch, *flow.shape) * 2 - 1
+    image = torch.rand(batch, *flow.shape) * 3 - 1.5  # some outside of the range
     return image, torch.rand(batch, 1, *flow.shape[1:]) < 0.4
 
 
