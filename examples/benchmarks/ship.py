@@ -2,8 +2,8 @@
 
     python examples/inpainting.py --dataset ylecun/mnist --generate --steps 5000 --evaluate 0 --output outputs/digits
     python examples/benchmarks/ship.py mnist outputs/digits/pretrained
-Fills of each kind of mask, samples of each class, or translations are judged on the test images of examples/data, by the
-weights as they are stored, in half precision.
+Fills of each kind of mask, samples of each class, or translations are judged on the test images of examples/data, with
+the weights as they are stored, in half precision.
 """
 
 import argparse
