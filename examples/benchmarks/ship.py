@@ -2,8 +2,8 @@
 
     python examples/inpainting.py --dataset ylecun/mnist --generate --steps 5000 --evaluate 0 --output outputs/digits
     python examples/benchmarks/ship.py mnist outputs/digits/pretrained
-Fills of each kind of mask, samples of each class, or translations are judged on the test images of examples/data, first
-with the weights as they are, then with those that are stored, in half precision; the card holds the latter's figures.
+Fills of each kind of mask, samples of each class, or translations are judged on the test images of examples/data, with
+the weights as they are stored, in half precision.
 """
 
 import argparse
@@ -56,7 +56,8 @@ MODELS = {
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("name", choices=MODELS)
 parser.add_argument("folder", type=Path, help="what an example has saved")
-parser.add_argument("--images", type=int, default=500, help="test images, and samples")
+parser.add_argument("--exact", action="store_true", help="measure the weights as they were, too")
+parser.add_argument("--images", type=int, default=200, help="test images, and samples")
 parser.add_argument("--guidance", type=float, default=1.5, help="of samples of a class")
 parser.add_argument("--trained-by", default="", help="the command that made the folder")
 parser.add_argument("--updates", type=int)
@@ -120,16 +121,15 @@ def judge(flow: FlowModel) -> tuple[list[Metric], torch.Tensor]:
 flow = FlowModel.from_pretrained(args.folder)
 if "sample" in flow.tasks:
     flow.samplers["sample"] = Sampler(steps=10, guidance_scale=args.guidance)
-print("weights as they are")
-_, exact = judge(flow)
 flow.stored_as = torch.float16
 flow.save_pretrained(args.output / args.name)
-print("weights as they are stored")
 metrics, stored = judge(FlowModel.from_pretrained(args.output / args.name))
-change = (to_uint8(stored).int() - to_uint8(exact).int()).abs().float()
-print(
-    f"bytes of pixels differ by {change.mean():.3f} on average, {(change > 2).float().mean():.2%} by more than 2"
-)
+if args.exact:
+    print("with the weights as they were")
+    _, exact = judge(flow)
+    change = (to_uint8(stored).int() - to_uint8(exact).int()).abs().float()
+    more = (change > 2).float().mean()
+    print(f"bytes of pixels differ by {change.mean():.3f} on average, {more:.2%} by more than 2")
 command = f"python examples/benchmarks/ship.py {' '.join(sys.argv[1:2])} {args.folder.name}"
 flow.measured = replace(
     MODELS[args.name],

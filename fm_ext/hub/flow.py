@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 import fm_ext
 from fm_ext.hub import card, folder
-from fm_ext.models import GuidedVelocityModel, MaskedVelocityModel, PredictionVelocityModel
+from fm_ext.models import (
+    GuidedVelocityModel,
+    MaskedVelocityModel,
+    PredictionVelocityModel,
+    UNetWrapper,
+)
 from fm_ext.path import MaskedProbPath, PathWrapper
 from fm_ext.solver import InpaintingSolver, ODESolver
 from fm_ext.solver.inpainting.solver import METHODS
@@ -142,6 +147,12 @@ class FlowModel(ModelHubMixin):
                 return True
             path = path.path
         return False
+
+    @property
+    def hides_known(self) -> bool:
+        """Whether fills can be guided on the known pixels: it was trained with `mask_dropout`."""
+        modules = self.velocity_model.modules()
+        return any(isinstance(m, UNetWrapper) and m.mask_dropout > 0 for m in modules)
 
     @property
     def scheduler(self) -> Scheduler:
@@ -317,7 +328,7 @@ class FlowModel(ModelHubMixin):
             label: a class, by number or name, for all; or one for each; None: no class.
             method: of `ODESolver`; None, as for the next two: what the model was measured with.
             steps: at least 1.
-            guidance_scale: on the class; 1 is none.
+            guidance_scale: on the class, where one is given; 1 is none.
             generator: of the noise.
             callback: called as `callback(fraction, state)` as the flow goes on: the fraction of the way in (0, 1], and
                 the state `(count, *shape)` there. What it raises ends the sampling.
@@ -524,6 +535,11 @@ class FlowModel(ModelHubMixin):
     def _guided(self, how: Sampler, labels: Tensor | None, hide_known: bool = False) -> nn.Module:
         if how.guidance_scale == 1 or (labels is None and not hide_known):
             return self.velocity_model
+        if hide_known and not self.hides_known:
+            raise ValueError(
+                f"`guidance_scale` must be 1 for a fill without `label` by this model, which was not trained with "
+                f"`mask_dropout`; got {how.guidance_scale}."
+            )
         return GuidedVelocityModel(self.velocity_model, how.guidance_scale, hide_known=hide_known)
 
     def _source(

@@ -19,6 +19,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, dict] = {}
         self.requests: list[str] = []
+        self.moves: dict[str, dict[str, bytes]] = {}  # committed once config.json was read
 
     @property
     def address(self) -> str:
@@ -81,6 +82,8 @@ class Handler(BaseHTTPRequestHandler):
         etag = f'"{hashlib.sha1(data).hexdigest()}"'
         if self.command == "HEAD":
             return self.reply(200, b"", ETag=etag, X_Repo_Commit=oid, X_Size=str(len(data)))
+        if file == "config.json" and name in self.server.moves:
+            self.server.commit(name, self.server.moves.pop(name))
         return self.reply(200, data, ETag=etag, X_Repo_Commit=oid)
 
     def do_POST(self) -> None:

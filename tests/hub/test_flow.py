@@ -19,7 +19,7 @@ def seeded() -> torch.Generator:
 
 
 def picture(flow: FlowModel, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    image = torch.rand(batch, *flow.shape) * 2 - 1
+    image = torch.rand(batch, *flow.shape) * 3 - 1.5  # some outside of the range
     return image, torch.rand(batch, 1, *flow.shape[1:]) < 0.4
 
 
@@ -66,6 +66,19 @@ def test_a_masked_model_samples_where_all_is_missing(digits):
     )
     drawn = digits.sample(3, label=3, guidance_scale=2.0, generator=seeded())
     torch.testing.assert_close(drawn, by_hand.clamp(-1, 1))
+
+
+def test_a_fill_is_guided_on_its_class_or_on_what_is_known(digits):
+    image, mask = picture(digits)
+    start = torch.where(mask, torch.randn(image.shape, generator=seeded()), image)
+    for label, hide_known in ((torch.tensor([1, 2]), False), (None, True)):
+        guided = GuidedVelocityModel(digits.velocity_model, 2.0, hide_known=hide_known)
+        extras = {"mask": mask} | ({} if label is None else {"label": label})
+        by_hand = UpstreamODESolver(MaskedVelocityModel(guided)).sample(
+            start, step_size=0.5, method="midpoint", **extras
+        )
+        filled = digits.fill(image, mask, label=label, guidance_scale=2.0, generator=seeded())
+        torch.testing.assert_close(filled, torch.where(mask, by_hand.clamp(-1, 1), image))
 
 
 def test_a_class_is_a_number_a_name_or_one_for_each(digits):
@@ -169,6 +182,8 @@ def test_wrong_calls_of_other_models_are_told(portraits, whole):
     image, mask = picture(portraits)
     with pytest.raises(ValueError, match="`method` must be one of ODESolver's for this model"):
         portraits.fill(image, mask, method="flower")
+    with pytest.raises(ValueError, match="`guidance_scale` must be 1 for a fill without `label`"):
+        portraits.fill(image, mask, guidance_scale=2.0)
     with pytest.raises(ValueError, match="`label` must be None, for this model knows no classes"):
         portraits.fill(image, mask, label=1)
     image, mask = picture(whole)

@@ -45,6 +45,7 @@ attempt("no revision", lambda: load("ann/digits", revision="v9", token="hf_test"
 attempt("no repository", lambda: load("ann/none"))
 attempt("not cached", lambda: load("ann/none", local_files_only=True))
 attempt("no name", lambda: load("ann/di gits"))
+attempt("one commit", lambda: load("eve/moving").shape == (1, 8, 8))
 attempt("pickle", lambda: load("eve/pickled"))
 attempt("truncated", lambda: load("eve/truncated"))
 attempt("forbidden", lambda: flow.push_to_hub("ann/digits", token="hf_wrong"))
@@ -64,6 +65,9 @@ def test_a_flow_is_pushed_and_loaded_by_name_and_revision(translator, tmp_path):
         }.items():
             hub.create(name)
             hub.commit(name, files)
+        hub.create("eve/moving")
+        hub.commit("eve/moving", {"config.json": config, "model.safetensors": weights})
+        hub.moves["eve/moving"] = {"model.safetensors": weights[:-8]}
         environment = os.environ | {
             "HF_ENDPOINT": hub.address,
             "HF_HOME": str(tmp_path / "hf"),
@@ -87,7 +91,7 @@ def test_a_flow_is_pushed_and_loaded_by_name_and_revision(translator, tmp_path):
         )
     assert run.returncode == 0, run.stderr
     said = json.loads(run.stdout)
-    for name in ("newest", "commit", "branch", "cached"):
+    for name in ("newest", "commit", "branch", "cached", "one commit"):
         assert said[name] is True, said[name]
     expected = {
         "no token": "FileNotFoundError: `name` must be a model on the hub that you may read; 'ann/digits'",

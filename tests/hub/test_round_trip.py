@@ -168,6 +168,17 @@ def test_a_model_comes_back_bit_for_bit(name, tmp_path):
     assert describe(model, {}) == describe(again, {})
 
 
+@pytest.mark.parametrize("name", ["small_unet", "empirical_velocity_model"])
+def test_what_is_loaded_is_in_memory_of_its_own(name, tmp_path):
+    FlowModel(shaken(MODELS[name]()), CondOTProbPath(), shape=(1, 8, 8)).save_pretrained(tmp_path)
+    model = FlowModel.from_pretrained(tmp_path).velocity_model
+    before = velocity(model)
+    file = tmp_path / "model.safetensors"
+    with open(file, "r+b") as opened:  # in place, as a copy over the file does
+        opened.write(bytes(file.stat().st_size))
+    assert torch.equal(velocity(model), before)
+
+
 @pytest.mark.parametrize("name", [*PATHS, *COUPLINGS])
 def test_a_path_comes_back_as_it_was(name):
     thing = (PATHS | COUPLINGS)[name]()
