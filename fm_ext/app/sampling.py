@@ -79,7 +79,7 @@ def choose_sampling(name: str, flow: FlowModel, task: str) -> Sampling:
 
 def _choose_guidance(name: str, flow: FlowModel, task: str, label: str | None) -> float:
     scale = float(flow.samplers[task].guidance_scale)
-    if label is not None or (task == "fill" and fills_untrained_too(flow)):
+    if label is not None or (task == "fill" and flow.hides_known):
         scale = st.slider(
             "Guidance",
             0.0,
