@@ -4,7 +4,8 @@
     accelerate launch examples/generate.py --dataset ylecun/mnist --samples 10000
     accelerate launch examples/generate.py --dataset <name or folder> --size 64 --steps 100000 --lr 5e-4
 Prints distances to the test images in the features of fm_ext's classifiers (MNIST, Fashion-MNIST), with intervals;
-saves a grid and a data set of samples, and the weights. Run again, it goes on from its last checkpoint, or only draws.
+saves a grid, a data set of samples, and the model as a folder. Run again, it goes on from its last checkpoint, or only
+draws.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import torch
 from flow_matching.path import CondOTProbPath
 
 from fm_ext.data import image_loader, load_images
+from fm_ext.hub import FlowModel, Sampler
 from fm_ext.loss import LogitNormalTime, velocity_loss
 from fm_ext.metrics import FeatureMetrics, class_balance, classifier, jackknife
 from fm_ext.models import GuidedVelocityModel, UNet, UNetWrapper
@@ -83,10 +85,10 @@ trainer = Trainer(model, loss, loader, config, accelerator)
 trainer.fit()
 
 # ---- draw: image i has noise i and class i modulo their number, on any number of processes ----
-velocity = trainer.ema_model
+velocity = guided = trainer.ema_model
 if args.guidance != 1:
-    velocity = GuidedVelocityModel(velocity, args.guidance)
-solver = ODESolver(velocity)
+    guided = GuidedVelocityModel(velocity, args.guidance)
+solver = ODESolver(guided)
 
 
 def sample(noise, label):
@@ -100,6 +102,10 @@ samples = draw_samples(sample, args.samples, loader.dataset.shape, label=label, 
 leave_to_main(accelerator)
 samples.save_grid(args.output / "samples.png", columns=len(classes))
 samples.save(args.output / "samples")
+how = Sampler(steps=args.solver_steps, guidance_scale=args.guidance)
+shape = loader.dataset.shape
+flow = FlowModel(velocity, path, shape=shape, classes=classes, samplers={"sample": how})
+flow.save_pretrained(args.output / "pretrained")
 print(f"{len(label)} samples, {samples.evaluations:.0f} evaluations each, {samples.seconds:.0f} s")
 print(f"saved {args.output}/samples.png, and all as a data set in {args.output}/samples")
 

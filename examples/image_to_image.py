@@ -18,6 +18,7 @@ from torchvision.utils import make_grid
 
 from fm_ext.coupling import IndependentCoupling, NoisySource, OptimalTransport
 from fm_ext.data import image_pair_loader, load_images
+from fm_ext.hub import FlowModel
 from fm_ext.loss import UniformTime, velocity_loss
 from fm_ext.metrics import class_entropy, classifier, frechet_distance, jackknife
 from fm_ext.models import SmallUNet, UNetWrapper
@@ -73,6 +74,9 @@ def train(name, path):
 
 models = {name: train(name, path) for name, path in paths.items()}
 leave_to_main(accelerator)
+best = "transport, noise"
+flow = FlowModel(models[best], paths[best], shape=(1, 28, 28), source="image")
+flow.save_pretrained(args.output / "pretrained")
 judge = classifier("mnist").to(accelerator.device)
 
 

@@ -18,6 +18,7 @@ from flow_matching.path.scheduler import CondOTScheduler
 from torchvision.utils import make_grid
 
 from fm_ext.data import image_loader, load_images
+from fm_ext.hub import FlowModel
 from fm_ext.loss import UniformTime, velocity_loss
 from fm_ext.mask import CenterBox, Hybrid, Irregular, RandomBox
 from fm_ext.metrics import classifier, fill_diversity, hole_psnr, hole_ssim
@@ -78,6 +79,8 @@ def train(masked):
 
 whole, masked = train(False), train(True)
 leave_to_main(accelerator)
+flow = FlowModel(whole, CondOTProbPath(), shape=images.shape[1:])
+flow.save_pretrained(args.output / "pretrained")
 torch.manual_seed(0)
 mask = MASKS[args.mask](len(images), images.shape[-2:])
 judge = classifier("mnist")

@@ -20,6 +20,7 @@ from flow_matching.solver import ODESolver
 from torchvision.utils import make_grid
 
 from fm_ext.data import image_loader, load_images
+from fm_ext.hub import FlowModel
 from fm_ext.loss import UniformTime, velocity_loss
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
 from fm_ext.metrics import hole_psnr, hole_ssim
@@ -77,6 +78,8 @@ config = TrainerConfig(
 trainer = Trainer(model, loss, loader, config, accelerator)
 trainer.fit()
 leave_to_main(accelerator)
+flow = FlowModel(trainer.ema_model, path, shape=(channels, args.size, args.size))
+flow.save_pretrained(args.output / "pretrained")
 
 # ---- fill holes in the test images ----------------------------------------------------------
 solver = ODESolver(MaskedVelocityModel(trainer.ema_model))

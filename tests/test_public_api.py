@@ -7,6 +7,7 @@ import re
 import pytest
 
 API = {
+    "fm_ext.app": ["run"],
     "fm_ext.coupling": [
         "Coupling",
         "GatheredCoupling",
@@ -26,6 +27,22 @@ API = {
         "pair_loader",
         "write_latents",
         "write_pairs",
+    ],
+    "fm_ext.hub": [
+        "FlowModel",
+        "Measured",
+        "Metric",
+        "Sampler",
+        "fill_picture",
+        "fitting_model",
+        "open_mask",
+        "open_picture",
+        "register",
+        "registered",
+        "shipped_names",
+        "to_grid",
+        "to_pictures",
+        "translate_picture",
     ],
     "fm_ext.loss": [
         "LogitNormalTime",

@@ -61,6 +61,7 @@ class EmpiricalVelocityModel(nn.Module):
     answers = "velocity"
     holds_known = True
     data: Tensor
+    weights: Tensor
     log_weights: Tensor
     labels: Tensor | None
 
@@ -113,6 +114,7 @@ class EmpiricalVelocityModel(nn.Module):
                 )
         self.schedule, self.bandwidth, self.block = scheduler, float(bandwidth), int(block)
         self.register_buffer("data", data.detach(), persistent=False)
+        self.register_buffer("weights", weights.detach(), persistent=False)
         self.register_buffer("log_weights", double(weights).log(), persistent=False)
         self.register_buffer("labels", labels, persistent=False)
         self.null_label = None if labels is None else int(labels.max()) + 1

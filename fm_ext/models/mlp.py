@@ -34,6 +34,8 @@ class MLP(nn.Module):
         if dim < 1 or hidden < 1:
             raise ValueError(f"`dim` and `hidden` must be positive; got {dim} and {hidden}.")
         self.dim, self.second_time = dim, second_time
+        self.hidden = hidden
+        self.activation = activation
         self.net = nn.Sequential(
             nn.Linear(dim + 1 + second_time, hidden),
             activation(),

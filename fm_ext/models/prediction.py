@@ -68,6 +68,7 @@ class PredictionVelocityModel(ModelWrapper):
             )
         check_schedule("scheduler", scheduler, model)
         self.prediction: Prediction = prediction
+        self.t_eps = t_eps
         self.quantity = quantity("prediction", prediction)
         self.times = regular_times(scheduler, self.quantity, "velocity", t_eps)
         self.end_times = regular_times(scheduler, self.quantity, "target", t_eps)[0], 1.0

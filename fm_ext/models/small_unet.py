@@ -36,6 +36,8 @@ class SmallUNet(nn.Module):
 
     def __init__(self, in_channels: int = 1, out_channels: int | None = None):
         super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = in_channels if out_channels is None else out_channels
         self.encoder_1 = DoubleConv(in_channels + 1, 32)
         self.encoder_2 = DoubleConv(32, 64)
         self.middle = DoubleConv(64, 64)
@@ -43,7 +45,7 @@ class SmallUNet(nn.Module):
         self.decoder_2 = DoubleConv(64, 32)
         self.up_1 = nn.ConvTranspose2d(32, 32, 2, stride=2)
         self.decoder_1 = DoubleConv(32, 32)
-        self.out = nn.Conv2d(32, in_channels if out_channels is None else out_channels, 1)
+        self.out = nn.Conv2d(32, self.out_channels, 1)
         self.pool = nn.MaxPool2d(2)
 
     def forward(

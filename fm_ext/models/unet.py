@@ -74,6 +74,8 @@ class UNet(nn.Module):
             raise ValueError(f"`multipliers` must name 1 to 6 levels; got {tuple(multipliers)}.")
         last = len(multipliers) - 1
         attention = (last,) if attention is None else attention
+        self.channels, self.multipliers, self.blocks = channels, tuple(multipliers), blocks
+        self.attention, self.head_channels, self.dropout = tuple(attention), head_channels, dropout
         if not set(attention) <= set(range(len(multipliers))):
             raise ValueError(
                 f"`attention` must name levels from 0 to {last}, the lowest; got {tuple(attention)}."

@@ -21,11 +21,9 @@ from fm_ext.training.checkpoint import (
     EMA,
     MODEL,
     CheckpointError,
-    bare,
     check_serialisable,
     find_checkpoint,
     load_weights,
-    plain_names,
     prove_folder,
     save_weights,
     write_checkpoint,
@@ -44,6 +42,7 @@ from fm_ext.training.resume import (
     fingerprint,
     seed_micro_step,
 )
+from fm_ext.utils.weights import bare, plain_names
 
 
 def make_optimizer(
