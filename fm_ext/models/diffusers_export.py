@@ -73,7 +73,8 @@ def to_diffusers(
         diffusers.DDPMPipeline(unet=network, scheduler=scheduler).save_pretrained(folder)
         return
     kind = "unet" if "UNet" in class_name(network) else "transformer"
-    network.save_pretrained(folder / kind)
+    save: Any = network.save_pretrained
+    save(folder / kind)
     scheduler.save_pretrained(folder / "scheduler")
 
 
@@ -114,7 +115,7 @@ def _reverse_time(network: nn.Module, direction: int, offset: float) -> None:
     """Makes the time embedding of `direction * k + offset` from that of k, in its first linear layer."""
     found = False
     for module in network.modules():
-        project = getattr(module, "time_proj", None)
+        project: Any = getattr(module, "time_proj", None)
         embed = getattr(module, "time_embedding", getattr(module, "timestep_embedder", None))
         frequencies = ("num_channels", "flip_sin_to_cos", "downscale_freq_shift")
         if embed is None or not all(hasattr(project, name) for name in frequencies):

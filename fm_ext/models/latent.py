@@ -81,12 +81,13 @@ class LatentCodec(nn.Module):
         if not (self.scale.isfinite().all() and (self.scale > 0).all()):
             raise ValueError(f"`scale` must be positive and finite; got {self.scale}.")
         if tile:
-            if not hasattr(vae, "enable_tiling"):
+            enable: Any = getattr(vae, "enable_tiling", None)
+            if enable is None:
                 raise TypeError(
                     f"`tile` needs a `vae` with `enable_tiling`, which {type(vae).__name__} has not: leave it out, "
                     "batch_size=1 bounds the memory too."
                 )
-            vae.enable_tiling()
+            enable()
         self.draw, self.batch_size, self.dilation, self.blend = draw, batch_size, dilation, blend
 
     def extra_repr(self) -> str:

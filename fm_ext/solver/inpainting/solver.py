@@ -166,7 +166,7 @@ class InpaintingSolver(Solver):
         given, pixels = image, mask
         if self.codec is not None:
             image = self.codec.encode(given, pixels, generator=generator)
-            mask = self.codec.mask(pixels[:, :1])
+            mask = self.codec.mask(pixels[:, :1].expand(-1, -1, *given.shape[-2:]))
         whole, hole = _repeated(image, copies), _repeated(mask, copies)
         compute = torch.promote_types(image.dtype, torch.float32)
         with torch.inference_mode(False), torch.no_grad():
