@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from fm_ext.data.loader import as_is, image_loader
 from fm_ext.data.pairs import as_numpy, row_loader, write_shard
-from fm_ext.data.source import Source, whole
+from fm_ext.data.source import Source
+from fm_ext.utils.inputs import check_whole
 
 MANIFEST = "latents.json"
 """What a folder holds: written first, so that a second call goes on with the same latents or refuses."""
@@ -73,10 +74,10 @@ def write_latents(
             random or skip them; for an argument out of range.
         TypeError: for a stream, whose rows have no numbers.
     """
-    batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
+    batch_size, seed = check_whole("batch_size", batch_size, 1), check_whole("seed", seed, 0)
     shard_rows, num_workers = (
-        whole("shard_rows", shard_rows, 1),
-        whole("num_workers", num_workers, 0),
+        check_whole("shard_rows", shard_rows, 1),
+        check_whole("num_workers", num_workers, 0),
     )
     for name, fixed in (
         ("shuffle", False),
@@ -163,7 +164,7 @@ def latent_loader(
     Raises:
         ValueError: for an argument out of range, or a folder without latents or with a part of them.
     """
-    batch_size, seed = whole("batch_size", batch_size, 1), whole("seed", seed, 0)
+    batch_size, seed = check_whole("batch_size", batch_size, 1), check_whole("seed", seed, 0)
     folder = Path(folder).expanduser()
     if not (folder / MANIFEST).is_file():
         raise ValueError(
