@@ -1,11 +1,13 @@
 """What a training step at a size costs in pixels and in latents: seconds and memory, with the autoencoder's own passes.
 
     python examples/benchmarks/latents.py --size 256 --batch 4 16
+    python examples/benchmarks/latents.py --size 256 --batch 4 16 64 --compute     # nothing is run
 Pixels are `UNet.preset(size)`; latents are those of an autoencoder of 8x8 (4 channels) or 4x4 pixels (3 channels) and
 Stable Diffusion's widths, with random weights, under `UNet.preset(size / 8)` and `UNet.preset(size / 4)`. A step is
 forward, loss, backward and AdamW. Seconds are those of the processor on a CPU (other load does not count), and of the
 clock on CUDA. Peak memory is that of the process above its start, one process a row; on CUDA it is
-the allocator's. --dtype bfloat16 runs the networks under autocast.
+the allocator's. --dtype bfloat16 runs the networks under autocast. --compute counts, on tensors without memory, what a
+step keeps for its backward pass in float32, and its multiplications and additions.
 """
 
 import argparse
@@ -18,6 +20,8 @@ import time
 
 import torch
 from flow_matching.path import CondOTProbPath
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
 from fm_ext.loss import velocity_loss
 from fm_ext.mask import Hybrid
@@ -35,6 +39,7 @@ parser.add_argument("--spaces", nargs="+", choices=SPACES, default=list(SPACES))
 parser.add_argument("--steps", type=int, default=3)
 parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
 parser.add_argument("--vae-width", type=int, default=128, help="Stable Diffusion's is 128")
+parser.add_argument("--compute", action="store_true", help="count instead of measuring")
 parser.add_argument("--row", help=argparse.SUPPRESS)
 args = parser.parse_args()
 if args.smoke or SMOKE:
@@ -51,9 +56,7 @@ def peak() -> float:
 def measure(space: str, batch: int) -> dict[str, float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     factor, channels = SPACES[space]
-    side = args.size // factor
-    preset = min((28, 32, 64, 128, 256), key=lambda size: abs(size - side))
-    model = UNetWrapper(UNet.preset(preset, channels + 1, channels), ("mask",)).to(device)
+    side, model = args.size // factor, network(space).to(device)
     optimizer = torch.optim.AdamW(model.parameters())
     path = MaskedProbPath(CondOTProbPath())
     before = peak()
@@ -94,6 +97,33 @@ def measure(space: str, batch: int) -> dict[str, float]:
     return figures
 
 
+def network(space: str) -> UNetWrapper:
+    factor, channels = SPACES[space]
+    preset = min((32, 64, 128, 256), key=lambda size: abs(size - args.size // factor))
+    return UNetWrapper(UNet.preset(preset, channels + 1, channels), ("mask",))
+
+
+def compute(space: str, batch: int) -> tuple[float, float, float]:
+    """Megabytes of weights, gradients and moments; of what is kept for the backward pass; and Gflop of a step."""
+    factor, channels = SPACES[space]
+    model, side = network(space).to("meta"), args.size // factor
+    kept: dict[int, tuple[torch.Tensor, int]] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(x, torch.nn.Parameter):
+            kept[x.untyped_storage()._cdata] = x, x.untyped_storage().nbytes()
+        return x
+
+    x = torch.randn(batch, channels, side, side, device="meta")
+    mask = torch.ones(batch, 1, side, side, dtype=torch.bool, device="meta")
+    with FlopCounterMode(display=False) as flops, saved_tensors_hooks(keep, lambda x: x):
+        answer = model(x=x, t=torch.rand(batch, device="meta"), mask=mask)
+        answer.square().mean().backward()
+    weights = sum(p.numel() for p in model.parameters()) * 4
+    activations = sum(size for _, size in kept.values())
+    return 4 * weights / 2**20, activations / 2**20, flops.get_total_flops() / 1e9
+
+
 def timed(call, rounds: int | None = None) -> float:
     """Seconds of the median call, after one that does not count."""
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
@@ -107,6 +137,14 @@ def timed(call, rounds: int | None = None) -> float:
     return sorted(times[1:])[len(times[1:]) // 2]
 
 
+if args.compute:
+    print("| space | batch | weights, gradients, moments (MB) | kept (MB) | Gflop a step |")
+    print("|---|---|---|---|---|")
+    for batch in args.batch:
+        for space in args.spaces:
+            cells = " | ".join(f"{value:.0f}" for value in compute(space, batch))
+            print(f"| {space} | {batch} | {cells} |", flush=True)
+    sys.exit()
 if args.row:  # a process of its own, so that its peak is its own
     space, batch = args.row.split(",")
     print("ROW " + json.dumps(measure(space, int(batch))))
