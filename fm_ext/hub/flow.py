@@ -24,6 +24,7 @@ from fm_ext.models import (
 from fm_ext.path import MaskedProbPath, PathWrapper
 from fm_ext.solver import InpaintingSolver, ODESolver
 from fm_ext.solver.inpainting.solver import METHODS
+from fm_ext.solver.methods import ADAPTIVE, SCIPY
 from fm_ext.utils.inputs import check_mask, randn_like
 from fm_ext.utils.model_wrapper import ModelWrapper
 
@@ -327,7 +328,7 @@ class FlowModel(ModelHubMixin):
             count: how many; computed as one batch.
             label: a class, by number or name, for all; or one for each; None: no class.
             method: of `ODESolver`; None, as for the next two: what the model was measured with.
-            steps: at least 1.
+            steps: at least 1; without them a method of another kind takes 50 (training-free), none (adaptive) or 8.
             guidance_scale: on the class, where one is given; 1 is none.
             generator: of the noise.
             callback: called as `callback(fraction, state)` as the flow goes on: the fraction of the way in (0, 1], and
@@ -527,7 +528,11 @@ class FlowModel(ModelHubMixin):
             )
         how = self.samplers[task]
         if method is not None and method != how.method:
-            how = replace(how, method=method, steps=50 if method in METHODS else how.steps)
+            usual = _usual_steps(
+                method
+            )  # of its kind; a method of the same kind takes as many as the measured one
+            same = usual == _usual_steps(how.method)
+            how = replace(how, method=method, steps=how.steps if same else usual)
         if steps is not None:
             how = replace(how, steps=steps)
         return how if guidance_scale is None else replace(how, guidance_scale=guidance_scale)
@@ -622,6 +627,11 @@ class _Reporting(ModelWrapper):
             self.furthest = time
             self.callback(time, x.detach())
         return answer
+
+
+def _usual_steps(method: str) -> int | None:
+    """How many steps a method takes unless it is told; None for an adaptive one."""
+    return 50 if method in METHODS else None if method in (*ADAPTIVE, *SCIPY) else 8
 
 
 def _repeat(value: Tensor, copies: int) -> Tensor:

@@ -165,10 +165,11 @@ def test_bad_pictures_get_a_sentence_and_the_session_lives_on(open_page):
         test = upload(test, name, content)
         assert len(test.error) == 1 and said in test.error[0].value
         assert test.error[0].value.startswith(name)
-    test = upload(test, "good.png", to_bytes(GREY))
-    assert not test.error
-    test = press(good(test.radio[0].set_value("CenterBox").run()), "Fill")
-    assert len(fills(test)) == 4
+    for size in ((20, 30), (50, 40)):
+        test = upload(test, "good.png", to_bytes(PIL.Image.new("L", size, 100)))
+        assert not test.error
+        test = press(good(test.radio[0].set_value("CenterBox").run()), "Fill")
+        assert [PIL.Image.open(io.BytesIO(fill)).size for fill in fills(test)] == [size] * 4
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -81,6 +81,16 @@ def test_a_fill_is_guided_on_its_class_or_on_what_is_known(digits):
         torch.testing.assert_close(filled, torch.where(mask, by_hand.clamp(-1, 1), image))
 
 
+def test_a_method_of_another_kind_takes_the_steps_of_its_kind(digits):
+    image, mask = picture(digits)
+    calls = []
+    for method in ("euler", "midpoint", "bosh3", "ot_ode"):
+        heard: list[float] = []
+        digits.fill(image, mask, method=method, callback=lambda f, _, to=heard: to.append(f))
+        calls.append(len(heard))
+    assert calls[:2] == [2, 4] and calls[2] > 4 and 40 <= calls[3] <= 51  # ot_ode starts at 0.2
+
+
 def test_a_class_is_a_number_a_name_or_one_for_each(digits):
     drawn = [
         digits.sample(2, label=label, generator=seeded())

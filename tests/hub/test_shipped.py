@@ -1,5 +1,6 @@
 """The models that come with the package load by name, without network, and do what their card says."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,9 @@ def test_digits_of_a_class_are_read_as_that_class(name, generator):
     label = torch.arange(20) % 10
     drawn = FlowModel.from_pretrained(name).sample(20, label=label, generator=generator)
     assert (classifier("mnist")(drawn).argmax(1) == label).float().mean() > 0.8
+
+
+def test_the_code_of_the_docs_page_runs(request):
+    page = (request.config.rootpath / "docs/content/hub.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile("\n".join(blocks), "docs/content/hub.md", "exec"), {"__name__": "hub_md"})
