@@ -100,9 +100,8 @@ class UNet(nn.Module):
                 layers.append(Attention(c_out, head_channels))
             return nn.ModuleList(layers)
 
-        speed = (
-            10.0 if second_time else 1000.0
-        )  # the loss of two times holds the derivative in time
+        # The loss of two times holds the derivative in time, which fast waves would make large.
+        speed = 10.0 if second_time else 1000.0
         self.time = TimeEmbedding(channels, features, speed)
         self.span = TimeEmbedding(channels, features, speed) if second_time else None
         self.guidance = TimeEmbedding(channels, features, speed) if guidance_input else None
