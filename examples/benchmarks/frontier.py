@@ -204,6 +204,8 @@ for name in names:
     for n, values in best.items():
         axes.plot([n] * len(values), values, "_", color=line.get_color())
 axes.set(xscale="log", yscale="log", xlabel="evaluations")
+axes.set_xticks(args.evaluations, [str(n) for n in args.evaluations])
+axes.minorticks_off()
 axes.set_ylabel(f"Frechet distance to {len(reference)} test images, the best sampler of each")
 axes.legend()
 figure.savefig(folder / "frontier.png", dpi=110)
