@@ -77,7 +77,7 @@ def test_a_room_imports_the_rooms_below_it_and_no_framework(room):
 
 def test_drawing_samples_imports_accelerate_and_data_when_it_is_asked_for():
     names = imported("from fm_ext.sampling import draw_samples, Samples")
-    assert "accelerate" in names and rooms(names) == {"sampling", "data", "utils"}
+    assert "accelerate" in names and rooms(names) == {"sampling", "data"}
 
 
 def test_the_source_of_schedulers_names_no_other_room_than_utils(request):

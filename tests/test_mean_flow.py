@@ -122,6 +122,31 @@ class Noisy(nn.Module):
         return self.model(x, t, r) if mask is None else self.model(x, t, r).where(mask, 3 * x + 5)
 
 
+def test_known_entries_do_not_move_under_the_derivative():
+    """Data whose mean is the first, known entry: what a bare network says there must not enter."""
+
+    class Conditional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Gaussian()
+
+        def forward(self, x, t, r=None, mask=None):
+            known = x[..., :1, :1]
+            answer = self.inner(x - t.view(-1, 1, 1, 1) * known, t, r) + known
+            return torch.where(mask, answer, 3 * x + 5)
+
+    model, (sample, r) = Conditional(), batch(SCHEDULERS[0], masked=True)
+    mask = sample.mask.clone()
+    mask[..., 0, 0] = False
+    moved = torch.where(
+        mask, sample.x_t + sample.t.view(-1, 1, 1, 1) * sample.x_1[..., :1, :1], sample.x_1
+    )
+    velocity = torch.where(mask, model(moved, sample.t, mask=mask), 0).detach()
+    sample = replace(sample, x_t=moved, dx_t=velocity, mask=mask)
+    losses = mean_flow_loss(model, sample, r, mask=mask, power=0, reduction="none")
+    assert losses.max() < 1e-20
+
+
 @pytest.mark.parametrize("tangent", ["marginal", "conditional"])
 def test_the_truth_is_stationary_under_the_conditional_velocity(tangent):
     """The noise of the path's velocity has mean 0 in the gradient; a wrong span would show."""

@@ -1,7 +1,7 @@
 """Recipes that train on one machine for the same seconds, alone or in turns, and are judged by one sampler.
 
-`recipe.py`, `time_to_quality.py` and `few_steps.py` use it. A recipe is a network and how it is trained; the learning
-rate follows the clock and not the step, so that each recipe ends its schedule where the budget ends.
+`recipe.py`, `time_to_quality.py`, `few_steps.py` and `frontier.py` use it. A recipe is a network and how it is trained;
+the learning rate follows the clock and not the step, so that each recipe ends its schedule where the budget ends.
 """
 
 import json
@@ -23,7 +23,7 @@ from fm_ext.metrics import FeatureMetrics, class_balance, classifier
 from fm_ext.models import GuidedVelocityModel, PredictionVelocityModel, UNet, UNetWrapper
 from fm_ext.path.prediction import Prediction
 from fm_ext.sampling import Samples, draw_samples
-from fm_ext.solver import ExponentialSolver
+from fm_ext.solver import ExponentialSolver, MeanFlowSolver
 from fm_ext.training import ExponentialMovingAverage
 from fm_ext.training.trainer import make_optimizer
 
@@ -109,20 +109,7 @@ class Run:
         if len(self.order) < recipe.batch_size:
             self.order = torch.randperm(len(self.images))
         rows, self.order = self.order[: recipe.batch_size], self.order[recipe.batch_size :]
-        x_1, label = self.images[rows], self.labels[rows]
-        t = recipe.times(len(x_1), device=x_1.device)
-        sample = self.path.sample(torch.randn_like(x_1), x_1, t)
-        with torch.autocast(x_1.device.type, torch.bfloat16, enabled=recipe.bf16):
-            extras = {"label": label} if recipe.labels else {}
-            output = self.net(x=sample.x_t, t=sample.t, **extras)
-        loss = velocity_loss(
-            output.float(),
-            sample,
-            prediction=recipe.prediction,
-            space=recipe.space,
-            scheduler=recipe.scheduler,
-        )
-        loss.backward()
+        self.loss(*self.pairs(rows)).backward()
         if recipe.clip:
             nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip)
         self.optimizer.step()
@@ -130,6 +117,26 @@ class Run:
         if self.average:
             self.average.update(self.net)
         self.steps += 1
+
+    def pairs(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise, images and labels for these rows; another coupling overrides it."""
+        x_1 = self.images[rows]
+        return torch.randn_like(x_1), x_1, self.labels[rows]
+
+    def loss(self, x_0: Tensor, x_1: Tensor, label: Tensor) -> Tensor:
+        """The loss of a batch; another objective overrides it."""
+        recipe = self.recipe
+        sample = self.path.sample(x_0, x_1, recipe.times(len(x_1), device=x_1.device))
+        with torch.autocast(x_1.device.type, torch.bfloat16, enabled=recipe.bf16):
+            extras = {"label": label} if recipe.labels else {}
+            output = self.net(x=sample.x_t, t=sample.t, **extras)
+        return velocity_loss(
+            output.float(),
+            sample,
+            prediction=recipe.prediction,
+            space=recipe.space,
+            scheduler=recipe.scheduler,
+        )
 
     def weights(self) -> Weights:
         """A copy of the weights to sample from."""
@@ -174,8 +181,8 @@ def draw(
 ) -> Samples:
     """`count` samples, as many of each class, by `steps` steps of a method of upstream's solver.
 
-    Or by "ddim", and "clipped": with the expected data in [-1, 1]. Sample i has noise i and class i modulo 10. `bf16`
-    is the recipe's if it is not given.
+    Or by "ddim", and "clipped": with the expected data in [-1, 1]; or by "jumps" of a `MeanFlowModel`. Sample i has
+    noise i and class i modulo 10. `bf16` is the recipe's if it is not given.
     """
     recipe = run.recipe
     net = recipe.net().to(run.images.device).eval()
@@ -189,12 +196,16 @@ def draw(
     ddim = method in ("ddim", "clipped")
     if method == "clipped":
         model = PredictionVelocityModel(Clipped(model), recipe.scheduler, prediction="x_1")
-    solver = ExponentialSolver(model) if ddim else ODESolver(model)
+    solver: Any = ExponentialSolver(model) if ddim else ODESolver(model)
+    if method == "jumps":
+        solver = MeanFlowSolver(net)
 
     def sample(noise: Tensor, label: Tensor) -> Tensor:
         extras = {"label": label} if recipe.labels else {}
         extras |= {} if ddim else {"method": method}
         with torch.autocast(noise.device.type, torch.bfloat16, enabled=half):
+            if method == "jumps":
+                return solver.sample(noise, steps, label=label).float()
             return solver.sample(noise, step_size=1 / steps, **extras).float()
 
     label = torch.arange(count) % 10

@@ -287,7 +287,7 @@ def _check_alike(model: nn.Module, against: nn.Module) -> None:
 
 def _nearest_multiple(v: Tensor, null: Tensor, mask: Tensor | None) -> Tensor:
     """The multiple of `null` that is nearest to `v`, for each sample over its missing entries; 0 of a 0."""
-    axes = tuple(range(1, v.ndim))
+    axes = tuple(range(1, v.ndim))  # of a velocity that may be infinite where the other is 0
     seen = null if mask is None else torch.where(mask, null, 0)
     product, square = (
         torch.where(seen == 0, 0, part * seen).sum(axes, keepdim=True) for part in (v, seen)

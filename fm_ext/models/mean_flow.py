@@ -99,6 +99,4 @@ class MeanFlowModel(ModelWrapper):
             ValueError: see `forward`.
         """
         average = self(x=x, t=t, r=r, **extras)
-        jumped = x + (align_time(r, x) - align_time(t, x)) * average
-        mask = entry_mask(extras, x)
-        return (jumped if mask is None else jumped.where(mask, x)).to(x.dtype)
+        return (x + (align_time(r, x) - align_time(t, x)) * average).to(x.dtype)

@@ -76,6 +76,7 @@ class UNet(nn.Module):
         attention = (last,) if attention is None else attention
         self.channels, self.multipliers, self.blocks = channels, tuple(multipliers), blocks
         self.attention, self.head_channels, self.dropout = tuple(attention), head_channels, dropout
+        self.second_time, self.guidance_input = second_time, guidance_input
         if not set(attention) <= set(range(len(multipliers))):
             raise ValueError(
                 f"`attention` must name levels from 0 to {last}, the lowest; got {tuple(attention)}."
@@ -102,9 +103,8 @@ class UNet(nn.Module):
                 layers.append(Attention(c_out, head_channels))
             return nn.ModuleList(layers)
 
-        speed = (
-            10.0 if second_time else 1000.0
-        )  # the loss of two times holds the derivative in time
+        # The loss of two times holds the derivative in time, which fast waves would make large.
+        speed = 10.0 if second_time else 1000.0
         self.time = TimeEmbedding(channels, features, speed)
         self.span = TimeEmbedding(channels, features, speed) if second_time else None
         self.guidance = TimeEmbedding(channels, features, speed) if guidance_input else None

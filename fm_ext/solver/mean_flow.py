@@ -11,7 +11,7 @@ from torch import Tensor
 from fm_ext.models.mean_flow import MeanFlowModel
 from fm_ext.solver.field import TimePrecision, check_keywords, check_state
 from fm_ext.solver.grids import check_grid, subdivide
-from fm_ext.utils.inputs import check_extras, check_whole, entry_mask, map_samples
+from fm_ext.utils.inputs import check_extras, check_whole, map_samples
 
 
 class MeanFlowSolver(Solver):
@@ -20,8 +20,8 @@ class MeanFlowSolver(Solver):
     With the exact average velocity every grid gives the same result, that of the exact flow (Geng et al., arXiv
     2505.13447). A trained one was trained for jumps from noise to data, where the grid goes up.
 
-    Where a `mask` of the state's entries is among the extras (bool, True = missing), known entries stay as they are in
-    `x_init`, bit for bit. Start from `torch.where(mask, noise, image)`.
+    Where a `mask` of the state's entries is among the extras (bool, True = missing), the model's answer is 0 at known
+    entries, and they stay as they are in `x_init`, bit for bit. Start from `torch.where(mask, noise, image)`.
 
     Args:
         model: the network of two times.
@@ -97,8 +97,8 @@ class MeanFlowSolver(Solver):
         self, x_init: Tensor, intervals: list[list[float]], extras: dict[str, object]
     ) -> Tensor:
         """The states at all times of the grid."""
-        mask, dtype, in_time = entry_mask(extras, x_init), x_init.dtype, TimePrecision(x_init.dtype)
-        start = x = x_init.to(torch.promote_types(dtype, torch.float32))
+        dtype, in_time = x_init.dtype, TimePrecision(x_init.dtype)
+        x = x_init.to(torch.promote_types(dtype, torch.float32))
         states = [x_init]
         for times in intervals:
             for t, r in pairwise(torch.tensor(times, dtype=x.dtype, device=x.device)):
@@ -110,6 +110,5 @@ class MeanFlowSolver(Solver):
                 )
                 x = x + (r - t) * average.to(x.dtype)
                 self.nfe += 1
-            x = x if mask is None else torch.where(mask, x, start)
             states.append(x.to(dtype))
         return torch.stack(states)
