@@ -42,10 +42,10 @@ def hole(batch=2, size=16):
 
 def autoencoders():
     diffusers = pytest.importorskip("diffusers")
-    blocks = {"norm_num_groups": 2, "block_out_channels": (4, 4, 4), "latent_channels": 4}
-    kinds = {f"{way}_block_types": (f"{way.title()}EncoderBlock2D",) * 3 for way in ("down",)}
-    kinds["up_block_types"] = ("UpDecoderBlock2D",) * 3
-    kl = lambda **more: diffusers.AutoencoderKL(**blocks, **kinds, **more)
+    kl = lambda **more: diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4, 4, 4), norm_num_groups=2, latent_channels=4, **more,
+    )  # fmt: skip
     return {
         "KL": (kl(), 0.18215, 0.0),
         "KL of SD3": (kl(scaling_factor=1.5305, shift_factor=0.0609), 1.5305, 0.0609),
