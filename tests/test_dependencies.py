@@ -27,7 +27,17 @@ ALLOWED = {  # the rooms that importing a room imports, itself left out
     "data": set(),
     "training": {"utils"},
     "app": set(),  # the server; what it serves is the next
-    "app.page": {"hub", "models", "path", "coupling", "solver", "mask", "utils", "sampling", "data"},
+    "app.page": {
+        "hub",
+        "models",
+        "path",
+        "coupling",
+        "solver",
+        "mask",
+        "utils",
+        "sampling",
+        "data",
+    },
     "hub": {"models", "path", "coupling", "solver", "mask", "utils", "sampling", "data"},
 }
 HEAVY = {
