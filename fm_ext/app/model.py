@@ -69,17 +69,16 @@ def load_files(files: Mapping[str, bytes], device: str = "cpu") -> FlowModel:
         device: where it computes.
 
     Raises:
-        FileNotFoundError, ValueError: as `FlowModel.from_pretrained`.
+        ValueError: for what `FlowModel.from_pretrained` refuses.
     """
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            (Path(folder) / Path(name).name).write_bytes(content)
         try:
+            for name, content in files.items():
+                (Path(folder) / Path(name).name).write_bytes(content)
             return FlowModel.from_pretrained(Path(folder), device=device)
-        except (ValueError, OSError) as error:  # that folder's name says nothing to who uploads
-            raise type(error)(
-                str(error).replace(f"{folder}/", "").replace(folder, "upload")
-            ) from error
+        except (ValueError, TypeError, OSError) as error:
+            said = str(error).replace(f"{folder}/", "").replace(folder, "upload")
+            raise ValueError(said) from error  # that folder's name says nothing to who uploads
 
 
 @st.cache_resource(max_entries=8, show_spinner="Loading the model")
