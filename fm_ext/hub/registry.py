@@ -37,9 +37,9 @@ def register(name: str, *, arguments: Arguments | None = None) -> Callable[[C], 
     """Class decorator that makes a network, a wrapper, a path or a coupling known to pretrained folders as `name`.
 
     An object is written down as its name and its arguments, and built again from them. So it keeps each argument of its
-    constructor in an attribute of the same name, as schedulers do, or `arguments` tells them. An argument is None, a
-    bool, number, string, tensor or scheduler, an object of a registered class, a class of `torch.nn` (an activation),
-    or a tuple, a list (which comes back as a tuple) or a dict of those.
+    constructor in an attribute of the same name, as schedulers do, or `arguments` tells those that it does not. An
+    argument is None, a bool, number, string, tensor or scheduler, an object of a registered class, a class of `torch.nn`
+    (an activation), or a tuple, a list (which comes back as a tuple) or a dict of those.
 
         @register("my_network")
         class MyNetwork(nn.Module):
@@ -55,7 +55,7 @@ def register(name: str, *, arguments: Arguments | None = None) -> Callable[[C], 
 
     Args:
         name: what stands in config.json.
-        arguments: from an object to the arguments of its constructor; None: its attributes of their names.
+        arguments: from an object to those arguments of its constructor that are not its attributes of their names.
 
     Raises:
         ValueError: if another class has that name.
@@ -112,17 +112,16 @@ def describe(value: Any, tensors: dict[str, Tensor], where: str = "arguments") -
         return {"module": value.__name__}
     if name := _name(type(value)):
         entry = _ENTRIES[name]
-        if entry.arguments is None:
-            names = inspect.signature(entry.cls).parameters
-            if lacking := [key for key in names if not hasattr(value, key)]:
-                raise ValueError(
-                    f"{entry.cls.__name__} must keep each argument of its constructor in an attribute of the same "
-                    f"name, and has none called {lacking[0]!r}. Keep it, or register the class with "
-                    "`arguments=`, which tells them."
-                )
-            found: Mapping[str, Any] = {key: getattr(value, key) for key in names}
-        else:
-            found = entry.arguments(value)
+        told = {} if entry.arguments is None else dict(entry.arguments(value))
+        parameters = inspect.signature(entry.cls).parameters.values()
+        names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if lacking := [key for key in names if key not in told and not hasattr(value, key)]:
+            raise ValueError(
+                f"{entry.cls.__name__} must keep each argument of its constructor in an attribute of the same "
+                f"name, and has none called {lacking[0]!r}. Keep it, or register the class with "
+                "`arguments=`, which tells it."
+            )
+        found = {key: getattr(value, key) for key in names if key not in told} | told
         if {"class"} & found.keys():
             raise ValueError(f"{entry.cls.__name__} must have no argument called 'class'.")
         inner = {key: describe(item, tensors, f"{where}.{key}") for key, item in found.items()}
@@ -212,12 +211,7 @@ register("mlp")(models.MLP)
 register(
     "empirical_velocity_model",
     arguments=lambda m: {
-        "data": m.data,
         "scheduler": m.schedule,
-        "bandwidth": m.bandwidth,
-        "weights": m.weights,
-        "labels": m.labels,
-        "block": m.block,
     },
 )(models.EmpiricalVelocityModel)
 register("unet_wrapper")(models.UNetWrapper)
@@ -225,29 +219,21 @@ register("masked_velocity_model")(models.MaskedVelocityModel)
 register(
     "guided_velocity_model",
     arguments=lambda m: {
-        "model": m.model,
-        "guidance_scale": m.guidance_scale,
-        "null": m.null,
-        "hide_known": m.hide_known,
-        "interval": m.interval,
-        "rescale": m.rescale,
+        "weight": None,  # `guidance_scale` says the same
+        "against": None if m.against is None else m.against.model,
     },
 )(models.GuidedVelocityModel)
+register("mean_flow_model")(models.MeanFlowModel)
 register(
     "prediction_velocity_model",
     arguments=lambda m: {
-        "model": m.model,
         "scheduler": m.schedule,
-        "prediction": m.prediction,
-        "t_eps": m.t_eps,
     },
 )(models.PredictionVelocityModel)
 register(
     "schedule_transformed_model",
     arguments=lambda m: {
         "velocity_model": m.model,
-        "original_scheduler": m.original_scheduler,
-        "new_scheduler": m.new_scheduler,
     },
 )(ScheduleTransformedModel)
 

@@ -23,6 +23,7 @@ from fm_ext.models import (
     EmpiricalVelocityModel,
     GuidedVelocityModel,
     MaskedVelocityModel,
+    MeanFlowModel,
     PredictionVelocityModel,
     SmallUNet,
     UNet,
@@ -101,6 +102,12 @@ MODELS = {
         null={"label": torch.tensor(3)},
         interval=(0.1, 0.75),
         rescale=0.5,
+        against=conditional(),
+        optimized_scale=True,
+        zero_init=0.25,
+    ),
+    "mean_flow_model": lambda: MeanFlowModel(
+        UNetWrapper(tiny_unet(1, 1, second_time=True, guidance_input=True))
     ),
     "prediction_velocity_model": lambda: PredictionVelocityModel(
         conditional(), EDMScheduler(), "x_1", t_eps=(0.125, 0.0625)
