@@ -38,8 +38,8 @@ def register(name: str, *, arguments: Arguments | None = None) -> Callable[[C], 
 
     An object is written down as its name and its arguments, and built again from them. So it keeps each argument of its
     constructor in an attribute of the same name, as schedulers do, or `arguments` tells those that it does not. An
-    argument is None, a bool, number, string, tensor or scheduler, an object of a registered class, a class of `torch.nn`
-    (an activation), or a tuple, a list (which comes back as a tuple) or a dict of those.
+    argument is None, a bool, number, string, tensor or scheduler, an object of a registered class, a class of
+    `torch.nn` (an activation), or a tuple, a list (which comes back as a tuple) or a dict of those.
 
         @register("my_network")
         class MyNetwork(nn.Module):
