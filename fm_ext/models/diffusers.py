@@ -116,15 +116,14 @@ def from_diffusers(
         if null is None:
             null = {name: config_of(network)[key] for name, key in row.null}
         model = GuidedVelocityModel(model, guidance_scale, null=null or None)
-    return DiffusersVelocityModel(model, network, row, scheduler, table)
+    return DiffusersVelocityModel(model, row, scheduler, table)
 
 
 class DiffusersVelocityModel(ModelWrapper):
     """What `from_diffusers` makes: a velocity model that also knows where its pipeline starts and steps.
 
     Args:
-        model: the velocity on the straight path.
-        network: the network of diffusers in it.
+        model: the velocity on the straight path, around a network of diffusers.
         convention: how that is called.
         scheduler: diffusers' scheduler; None if none is known.
         table: the schedule on which the network was trained, if it was trained as a DDPM; None for a flow.
@@ -133,14 +132,20 @@ class DiffusersVelocityModel(ModelWrapper):
     def __init__(
         self,
         model: nn.Module,
-        network: nn.Module,
         convention: Convention,
         scheduler: Any,
         table: BetaTableScheduler | None,
     ):
         super().__init__(model)
-        self.network, self.convention = network, convention
-        self.scheduler, self.table = scheduler, table
+        self.convention, self.scheduler, self.table = convention, scheduler, table
+
+    @property
+    def network(self) -> nn.Module:
+        """The network of diffusers."""
+        inner = self.model
+        while isinstance(inner, ModelWrapper):
+            inner = inner.model
+        return inner
 
     @property
     def schedule(self) -> Scheduler:
