@@ -7,7 +7,6 @@ the weights as they are stored, in half precision.
 """
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +57,7 @@ parser.add_argument("name", choices=MODELS)
 parser.add_argument("folder", type=Path, help="what an example has saved")
 parser.add_argument("--exact", action="store_true", help="measure the weights as they were, too")
 parser.add_argument("--images", type=int, default=200, help="test images, and samples")
-parser.add_argument("--guidance", type=float, default=1.5, help="of samples of a class")
+parser.add_argument("--guidance", type=float, default=3.0, help="of samples of a class")
 parser.add_argument("--trained-by", default="", help="the command that made the folder")
 parser.add_argument("--updates", type=int)
 parser.add_argument("--seconds", type=float)
@@ -130,7 +129,7 @@ if args.exact:
     change = (to_uint8(stored).int() - to_uint8(exact).int()).abs().float()
     more = (change > 2).float().mean()
     print(f"bytes of pixels differ by {change.mean():.3f} on average, {more:.2%} by more than 2")
-command = f"python examples/benchmarks/ship.py {' '.join(sys.argv[1:2])} {args.folder.name}"
+command = f"python examples/benchmarks/ship.py {args.name} {args.folder}"
 flow.measured = replace(
     MODELS[args.name],
     metrics=tuple(metrics),

@@ -12,10 +12,9 @@ from jaxtyping import Bool
 from streamlit.components.v2 import component
 from torch import Tensor
 
-from fm_ext.app.picture import Chosen, enlarge, to_png
+from fm_ext.app.picture import SHOWN, Chosen, enlarge, to_png
 
 COLOUR = (255, 0, 90)  # of holes on the page
-SHOWN = 448  # pixels of a picture on the page, at least or at most
 PARTS = {kind: Path(__file__).with_suffix(f".{kind}").read_text() for kind in ("html", "css", "js")}
 
 

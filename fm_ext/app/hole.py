@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from fm_ext.app.brush import COLOUR, brush
-from fm_ext.app.picture import Chosen, enlarge
+from fm_ext.app.picture import SHOWN, Chosen, enlarge
 from fm_ext.hub import open_mask
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
 
@@ -45,7 +45,7 @@ def choose_hole(chosen: Chosen) -> Bool[Tensor, "height width"] | None:
     else:
         mask = _drawn(str(how), chosen)
     if how != "Brush" and mask is not None:
-        st.image(enlarge(show_hole(chosen.picture, mask), 448), width=448)
+        st.image(enlarge(show_hole(chosen.picture, mask), SHOWN), width=SHOWN)
     return mask if mask is not None and mask.any() else None
 
 
@@ -56,7 +56,7 @@ def draw_hole(
 
     Args:
         kind: of mask.
-        share: of the picture that is missing; it may be missed by a fifth.
+        share: of the picture that is missing, to a fifth of it or to whole pixels.
         size: height and width.
         seed: of the draw.
     """

@@ -10,7 +10,8 @@ import streamlit as st
 from fm_ext.app.session import remember
 from fm_ext.hub import FlowModel, open_picture
 
-LONGEST = 1024
+LONGEST = 1024  # pixels of a picture on the page
+SHOWN = 448  # of the one that is worked on, as it is shown
 EXAMPLES = {path.stem: path for path in sorted(Path(__file__).with_name("pictures").glob("*.png"))}
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from fm_ext.app.picture import choose_picture, enlarge, to_png
+from fm_ext.app.picture import SHOWN, choose_picture, enlarge, to_png
 from fm_ext.app.sampling import choose_sampling, running
 from fm_ext.app.show import show
 from fm_ext.hub import FlowModel, translate_picture
@@ -30,7 +30,7 @@ def translate_tab(name: str, flow: FlowModel) -> None:
     with left:
         chosen = choose_picture(flow, "translate")
         if chosen is not None:
-            st.image(enlarge(chosen.picture, 448), width=320)
+            st.image(enlarge(chosen.picture, SHOWN), width=SHOWN)
     with right:
         sampling = choose_sampling(name, flow, "translate")
         clicked = st.button(
