@@ -1,7 +1,5 @@
 """Is it posterior sampling? On Gaussian data with exact velocities, the answer is a number."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from flow_matching.path.scheduler import CondOTScheduler
@@ -9,7 +7,7 @@ from torch import nn
 
 from fm_ext.path.scheduler import CosineScheduler, VPScheduler
 from fm_ext.solver import InpaintingSolver
-from fm_ext.solver.inpainting.guided import MomentMatching
+from fm_ext.solver.inpainting.problem import renewal
 
 SCHEDULERS = [CondOTScheduler(), CosineScheduler(), VPScheduler()]
 FILLS = 200  # of 10 observations; 200 exact draws have W2 0.15 themselves
@@ -66,12 +64,10 @@ def test_with_eta_1_the_noise_is_what_bayes_makes_of_the_kernel_back_in_time(unt
     mean = x_t if s == t else s * x_1 + gain * (x_t - t * x_1)
     std = (1 - s) / (1 - t) * kernel**0.5 if s > t else 0.0
     for eta in (0.0, 1.0):
-        fresh = SimpleNamespace(
-            noise=lambda: torch.ones(2)
-        )  # so the std is the shift that it makes
-        got = s * x_1 + MomentMatching(eta=eta).renewed(fresh, x_0, t, s)
-        expected = mean + std if eta else s * x_1 + (1 - s) * x_0
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        keep, added = renewal(eta, t, s)
+        expected = mean if eta else s * x_1 + (1 - s) * x_0
+        torch.testing.assert_close(s * x_1 + keep * x_0, expected, rtol=1e-5, atol=1e-6)
+        assert added == pytest.approx(std if eta else 0, abs=1e-7)
 
 
 class Mixture(nn.Module):
