@@ -21,10 +21,11 @@ BOUNDS = {
     "pnp": ((0.3, 0.75), (0.05, 0.2), (0.55, 0.8), (0.95, 1.55)),
     "flower": ((0.25, 0.6), (0.03, 0.15), (1.1, 1.45), (1.15, 1.35)),
     "moment_matching": ((0.0, 0.25), (0.0, 0.05), (0.8, 1.0), (0.85, 1.0)),
+    "twisted_smc": ((0.0, 0.3), (0.0, 0.07), (0.75, 1.05), (0.85, 1.05)),
     "d_flow": ((0.0, 0.4), (0.0, 0.1), (0.65, 1.0), (0.9, 1.1)),
 }
 OPTIONS = {"d_flow": {"iterations": 8}, "repaint": {"jump_n_sample": 4}}
-STEPS = {"d_flow": 12, "moment_matching": 25}
+STEPS = {"d_flow": 12, "moment_matching": 25, "twisted_smc": 25}
 
 
 def fill(hole, gaussian, method, scheduler=SCHEDULERS[0], *, error=None, **arguments):
@@ -40,16 +41,17 @@ def fill(hole, gaussian, method, scheduler=SCHEDULERS[0], *, error=None, **argum
 @pytest.mark.parametrize("method", BOUNDS)
 def test_distance_to_the_posterior(hole_of, gaussian, method, center):
     hole = hole_of(center=center)
-    for scheduler in SCHEDULERS if center == 0 else SCHEDULERS[2:]:
-        result = hole.compare(fill(hole, gaussian, method, scheduler))
-        for value, (least, largest) in zip(
-            (result.w2, result.bias, result.ratio, result.seam), BOUNDS[method], strict=True
-        ):
-            assert least <= value <= largest, (scheduler, result)
+    scheduler = SCHEDULERS[0 if center == 0 else 2]  # which makes no difference, see below
+    result = hole.compare(fill(hole, gaussian, method, scheduler))
+    for value, (least, largest) in zip(
+        (result.w2, result.bias, result.ratio, result.seam), BOUNDS[method], strict=True
+    ):
+        assert least <= value <= largest, result
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_moment_matching_with_fifty_steps_is_within_a_fifth(hole, gaussian, eta):
+def test_moment_matching_with_fifty_steps_is_within_a_fifth(hole_of, gaussian, eta):
+    hole = hole_of(observations=4)
     fills = fill(hole, gaussian, "moment_matching", steps=50, fills=400, eta=eta)
     assert hole.compare(fills).w2 <= 0.15
 
@@ -83,19 +85,18 @@ class Mixture(nn.Module):
         return (weights * self.means).sum(1) + (t * self.std**2 - (1 - t)) * gap
 
 
-@pytest.mark.parametrize("steps", [50, 200])
-def test_where_the_posterior_is_no_gaussian_fresh_noise_corrects_what_more_steps_do_not(steps):
+def test_where_the_posterior_is_no_gaussian_fresh_noise_corrects_what_more_steps_do_not():
     """The known entry, 0.5, leaves the third Gaussian alone: mean 2, standard deviation 0.25."""
     image, mask = torch.tensor([[0.5, 0.0]]), torch.tensor([[False, True]])
     means = []
-    for eta in (0.0, 0.5, 1.0):
+    for eta, steps in ((0.0, 200), (0.0, 50), (0.5, 50), (1.0, 50)):
         solver = InpaintingSolver(
             Mixture(), SCHEDULERS[0], "moment_matching", eta=eta, start=0.02, products=1
         )
         fills = solver.sample(image, mask=mask, steps=steps, fills=2000)
         means.append(fills[..., 1].mean().item())
-    # 1.69, 1.76 and 1.89, each to 0.01
-    assert means[0] < 1.73 < means[1] < 1.82 < means[2] < 1.95, means
+    # 1.69, 1.69, 1.76 and 1.89, each to 0.01
+    assert max(means[:2]) < 1.73 < means[2] < 1.82 < means[3] < 1.95, means
 
 
 @pytest.mark.filterwarnings("ignore:method 'moment_matching' assumes")
@@ -111,7 +112,7 @@ def test_no_noise_is_renewed_where_fresh_noise_is_not_the_models(hole, gaussian)
         assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("method", ["moment_matching", "ot_ode", "flower", "repaint", "d_flow"])
+@pytest.mark.parametrize("method", BOUNDS)
 def test_the_schedule_that_the_model_was_trained_on_makes_no_difference(hole, gaussian, method):
     results = []
     for scheduler in SCHEDULERS:

@@ -89,7 +89,12 @@ def test_the_twist_is_the_gaussian_likelihood(noise_std):
 def test_the_determinant_is_right_in_the_mean_and_equal_where_covariances_are():
     matrix = torch.randn(7, 7, dtype=torch.float64)
     matrix = matrix @ matrix.mT + torch.eye(7)
-    p = problem(torch.zeros_like, torch.zeros(4000, 7, dtype=torch.float64), torch.zeros(1, 7).bool(), copies=2)
+    p = problem(
+        torch.zeros_like,
+        torch.zeros(4000, 7, dtype=torch.float64),
+        torch.zeros(1, 7).bool(),
+        copies=2,
+    )
     signs = TwistedSMC.signs(p)
     found = Krylov.of(lambda u: (u, u @ matrix), signs, 7).quadrature(torch.log).view(2, 2000)
     assert_close(found[0], found[1])
