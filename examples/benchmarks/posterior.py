@@ -264,7 +264,7 @@ options = parser.parse_args()
 if options.smoke or os.environ.get("FM_EXT_SMOKE") == "1":
     options.parts, options.methods = ["gaussian", "mixture_2"], ["flower", "twisted_smc"]
     options.fills, options.observations, options.steps, options.seeds = 8, 2, 4, [0]
-    CURVES.clear()
+    CURVES, options.output = {"flower": [2]}, options.output + "_smoke"
 
 file = Path(f"{options.output}.json")
 file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """The expected data are moved to where the known entries put them, through the model's derivative."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -123,12 +123,22 @@ class MomentMatching(Method):
         )
 
     def fill(self, problem: Problem) -> Tensor:
+        x, x_0 = self.begin(problem)
+        return self.walk(problem, x, x_0, self.intervals(problem))
+
+    def walk(
+        self,
+        problem: Problem,
+        x: Tensor,
+        x_0: Tensor | None,
+        intervals: Iterable[tuple[float, float]],
+    ) -> Tensor:
+        """From `x` through the intervals; `x_0` is the noise in `x`, None for what the expected data leave of it."""
         eta = self.eta
         if eta is None:
             eta = 1.0 if problem.plain else 0.0
-        x, x_0 = self.begin(problem)
         guess = None
-        for t, s in self.intervals(problem):
+        for t, s in intervals:
             x_1, guess = self.target(problem, x, t, guess)
             x_0 = (x - t * x_1) / (1 - t) if x_0 is None else x_0
             keep, std = renewal(eta, t, s)
@@ -136,7 +146,7 @@ class MomentMatching(Method):
             x, x_0 = x + std * problem.noise() if std else x, None
         return x
 
-    def begin(self, problem: Problem) -> tuple[Tensor, Tensor | None]:
+    def begin(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """The state at `start`, and the noise it is made of, with the mean where later the expected data stand."""
         noise = problem.noise()
         return self.start * problem.mean(noise) + (1 - self.start) * noise, noise

@@ -1,6 +1,7 @@
 """The fills of one image as weighted particles, which share its modes rightly: twisted sequential Monte Carlo."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ class TwistedSMC(Method):
     far more than they mean. So they are tempered: where the effective number of particles falls below the share
     `threshold`, particles are drawn by the largest power of the weights, below 1, that leaves so many, and the rest of
     the weight is dropped. Late, each fill is in one mode, and weights would be noise: after the time `until` this is
-    moment matching, as it is for one fill of an image, which has none to share weights with.
+    moment matching, as it is for one fill of an image, which has none to share weights with, and where `source=` or
+    `coupled=True` says that fresh noise, of which the weights are made, is not the model's.
 
     Args:
         products: vector-Jacobian products a step, and while weights count as many again for the determinant.
@@ -61,39 +63,31 @@ class TwistedSMC(Method):
         )
 
     def fill(self, problem: Problem) -> Tensor:
-        plain = MomentMatching(products=self.products, start=self.start, eta=1.0)
-        x, x_0 = plain.begin(problem)
-        particles = problem.copies > 1
-        signs = self.signs(problem) if particles else x
+        plain = MomentMatching(products=self.products, start=self.start)
+        x, noise = plain.begin(problem)
+        times = plain.intervals(problem)
+        if problem.copies == 1 or problem.steps == 1 or not problem.plain:
+            return plain.walk(problem, x, noise, times)
+        next(times)  # moment matching's first move, which has no weight
+        now = next(times)
+        signs = self.signs(problem)
         log_weight = last = double(x.new_zeros(len(x)))
-        guess, weighted = None, False
-        for t, s in plain.intervals(problem):
-            weigh = particles and t < self.until and s < 1
-            if weigh and t == s:  # moment matching's first move, which has no weight
-                x_0 = None
-                continue
+        while now[0] < self.until and now[1] < 1:
+            t, s = now
+            x_1, shift, twist = self.twisted(problem, x, t, signs)
+            log_weight = log_weight + twist - last
+            rows, drawn = self.drawn(problem, log_weight)
+            log_weight = torch.where(drawn, 0.0, log_weight)
+            x, x_1, shift, last = x[rows], x_1[rows], shift[rows], twist[rows]
+            target, new = x_1 + shift, problem.noise()
             keep, std = renewal(1.0, t, s)
-            if weigh:
-                x_1, shift, twist = self.twisted(problem, x, t, signs)
-                log_weight = log_weight + twist - last
-                rows, drawn = self.drawn(problem, log_weight)
-                log_weight = torch.where(drawn, 0.0, log_weight)
-                x, shift, last = x[rows], shift[rows], twist[rows]
-                target = x_1[rows] + shift
-            else:
-                if weighted:  # the last weights
-                    x = x[self.drawn(problem, log_weight, always=True)[0]]
-                target, guess = plain.target(problem, x, t, guess)
-                shift = torch.zeros_like(x)
-            x_0 = (x - t * target) / (1 - t) if x_0 is None else x_0
-            new = problem.noise() if std else torch.zeros_like(x)
-            x, x_0 = s * target + keep * x_0 + std * new, None
-            if weigh:
-                # x_s less its mean under p, in units of the standard deviation, is new + pull; under q it is new.
-                pull = double((s - keep * t / (1 - t)) / std * shift)
-                log_weight = log_weight - dot(pull, double(new) + pull / 2).flatten()
-            weighted = weigh
-        return x
+            x = s * target + keep * (x - t * target) / (1 - t) + std * new
+            # x less its mean under p, in units of the standard deviation, is new + pull; under q it is new.
+            pull = double((s - keep * t / (1 - t)) / std * shift)
+            log_weight = log_weight - dot(pull, double(new) + pull / 2).flatten()
+            now = next(times)
+        x = x[self.drawn(problem, log_weight, always=True)[0]]
+        return plain.walk(problem, x, None, chain([now], times))
 
     @staticmethod
     def signs(problem: Problem) -> Tensor:

@@ -89,7 +89,7 @@ def test_where_the_posterior_is_no_gaussian_fresh_noise_corrects_what_more_steps
     """The known entry, 0.5, leaves the third Gaussian alone: mean 2, standard deviation 0.25."""
     image, mask = torch.tensor([[0.5, 0.0]]), torch.tensor([[False, True]])
     means = []
-    for eta, steps in ((0.0, 200), (0.0, 50), (0.5, 50), (1.0, 50)):
+    for eta, steps in ((0.0, 150), (0.0, 50), (0.5, 50), (1.0, 50)):
         solver = InpaintingSolver(
             Mixture(), SCHEDULERS[0], "moment_matching", eta=eta, start=0.02, products=1
         )
@@ -99,17 +99,25 @@ def test_where_the_posterior_is_no_gaussian_fresh_noise_corrects_what_more_steps
     assert max(means[:2]) < 1.73 < means[2] < 1.82 < means[3] < 1.95, means
 
 
-@pytest.mark.filterwarnings("ignore:method 'moment_matching' assumes")
-def test_no_noise_is_renewed_where_fresh_noise_is_not_the_models(hole, gaussian):
-    image, mask = torch.zeros(1, 32), torch.ones(1, 32, dtype=torch.bool)
-    for options in ({"source": lambda like, g: 3 + torch.randn_like(like)}, {"coupled": True}):
-        model = gaussian(hole.covariance, SCHEDULERS[0])
-        results = []
-        for eta in (None, 0.0, 1.0):
-            solver = InpaintingSolver(model, SCHEDULERS[0], "moment_matching", eta=eta, **options)
-            torch.manual_seed(0)
-            results.append(solver.sample(image, mask=mask, steps=8))
-        assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+@pytest.mark.filterwarnings("ignore:method '.*' assumes")
+@pytest.mark.parametrize(
+    "options", [{"source": lambda like, g: 3 + torch.randn_like(like)}, {"coupled": True}]
+)
+def test_no_noise_is_renewed_where_fresh_noise_is_not_the_models(hole, gaussian, options):
+    image, mask = torch.zeros(1, 32), hole.mask
+    model = gaussian(hole.covariance, SCHEDULERS[0])
+    results = []
+    for method, eta in (
+        ("moment_matching", {}),
+        ("moment_matching", {"eta": 0.0}),
+        ("twisted_smc", {}),  # whose weights are made of fresh noise
+        ("moment_matching", {"eta": 1.0}),
+    ):
+        solver = InpaintingSolver(model, SCHEDULERS[0], method, **eta, **options)
+        torch.manual_seed(0)
+        results.append(solver.sample(image, mask=mask, steps=8, fills=3))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], results[3])
 
 
 @pytest.mark.parametrize("method", BOUNDS)
