@@ -9,8 +9,8 @@ digits_0.3, _0.8, _1.2: N(digit, h^2 I) around 16x16 digits, an 8x8 hole; portra
 portraits of 32x32 of which only the shoulders are known, chosen for several possible skins or hats.
 azula and deepinv are asked where they are installed. A seed draws new observations, and all else. "twisted_smc, 8 a
 call" has 8 fills of an image a call.
-Prints a table, means over the seeds, and writes outputs/posterior.json and outputs/posterior.png; fills of
-portraits in outputs/posterior_portraits_0.3.png.
+Prints tables, means over the seeds and cost at seed 0, and writes outputs/posterior.json and outputs/posterior.png;
+fills of portraits in outputs/posterior_portraits_0.3.png.
 """
 
 import argparse
@@ -345,58 +345,63 @@ for seed in options.seeds:
             rows.append(key | cost | {name: value for name, value in figures.items()})
             file.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1))
             print(rows[-1], flush=True)
-            if steps in (0, options.steps) and len(part.images[0].shape) == 3:
+            if steps in (0, options.steps) and "a call" not in method:
                 pictured[method] = fills
         if pictured and name.startswith("portraits"):
             draw(name, part, pictured)
 
-# ---- the table: energy distance (error of the mode weights), means over the seeds --------------
-table: dict[tuple[str, int], dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
-for row in rows:
-    table[row["method"], row["steps"]][row["part"]].append(row)
 
-
+# ---- tables: energy distance (error of the mode weights) ---------------------------------------
 def mean(found: list[dict], figure: str) -> float:
     return sum(row[figure] for row in found) / len(found)
 
 
-print("| | steps | " + " | ".join(options.parts) + " | evaluations + gradients |")
-print("|---|---|" + "---|" * (len(options.parts) + 1))
-for (method, steps), columns in table.items():
-    cells = []
-    for name in options.parts:
-        found = columns[name]
-        cell = f"{mean(found, 'energy'):.2f}" if found else ""
-        if found and found[0]["modes"] is not None:
-            cell += f" ({mean(found, 'modes'):.2f})"
-        cells.append(cell)
-    last = next(iter(columns.values()))[-1]
-    print(
-        f"| {method} | {steps} | "
-        + " | ".join(cells)
-        + f" | {last['evaluations']} + {last['gradients']} |"
-    )
+def tabulate(title: str, chosen: list[dict]) -> dict[tuple[str, int], dict[str, list[dict]]]:
+    """Prints the means over the seeds, and returns the rows by method and steps, and by part."""
+    found: dict[tuple[str, int], dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    for row in chosen:
+        found[row["method"], row["steps"]][row["part"]].append(row)
+    print(f"\n{title}\n")
+    print("| | steps | " + " | ".join(options.parts) + " | evaluations + gradients |")
+    print("|---|---|" + "---|" * (len(options.parts) + 1))
+    for (method, steps), columns in sorted(found.items()):
+        cells = []
+        for name in options.parts:
+            cell = f"{mean(columns[name], 'energy'):.2f}" if columns[name] else ""
+            if columns[name] and columns[name][0]["modes"] is not None:
+                cell += f" ({mean(columns[name], 'modes'):.2f})"
+            cells.append(cell)
+        last = max(columns.values(), key=len)[-1]
+        cost = f"{last['evaluations']} + {last['gradients']}"
+        print(f"| {method} | {steps} | " + " | ".join(cells) + f" | {cost} |")
+    return found
 
-# ---- quality against cost --------------------------------------------------------------------
+
+def curved(row: dict) -> bool:
+    return row["steps"] in CURVES.get(row["method"], [])
+
+
+tabulate("means over the seeds", [row for row in rows if not curved(row)])
+first = [row for row in rows if row["seed"] == 0]
+tabulate("cost, seed 0", [row for row in first if row["method"] in CURVES])
+
+# ---- quality against cost, seed 0 --------------------------------------------------------------
 figure, axes = plt.subplots(2, (len(options.parts) + 1) // 2, figsize=(20, 9), squeeze=False,
                             layout="constrained")  # fmt: skip
 for ax, name in zip(axes.flat, options.parts, strict=False):
-    lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for (method, _), columns in table.items():
-        if columns[name] and method != "exact draws":
-            cost = mean(columns[name], "evaluations") + mean(columns[name], "gradients")
-            lines[method].append((cost, max(mean(columns[name], "energy"), 3e-3)))
-    for method, points in lines.items():
-        xs, ys = zip(*sorted(points), strict=True)
-        if len(points) > 1:
-            ax.plot(xs, ys, marker="o", label=method)
-        else:
-            ax.scatter(xs, ys, s=15, color="0.4")
-            ax.annotate(
-                method, (xs[0], ys[0]), fontsize=7, xytext=(3, 3), textcoords="offset points"
-            )
-    if found := table["exact draws", 0][name]:
-        ax.axhline(max(mean(found, "energy"), 3e-3), color="k", linestyle=":", linewidth=0.8)
+    here = [row for row in first if row["part"] == name]
+    for method in CURVES:
+        points = [row for row in here if row["method"] == method]
+        points.sort(key=lambda row: row["evaluations"] + row["gradients"])
+        costs = [row["evaluations"] + row["gradients"] for row in points]
+        ax.plot(costs, [max(row["energy"], 3e-3) for row in points], marker="o", label=method)
+    for row in here:
+        cost, energy = row["evaluations"] + row["gradients"], max(row["energy"], 3e-3)
+        if row["method"] == "exact draws":
+            ax.axhline(energy, color="k", linestyle=":", linewidth=0.8)
+        elif row["method"] not in CURVES and "a call" not in row["method"]:
+            ax.scatter(cost, energy, s=15, color="0.4")
+            ax.annotate(row["method"], (cost, energy), fontsize=7)
     ax.set(title=name, xscale="log", yscale="log", xlabel="evaluations and gradients")
 for row in axes:
     row[0].set_ylabel("energy distance to exact draws")

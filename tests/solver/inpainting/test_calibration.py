@@ -169,7 +169,7 @@ def test_white_data_have_the_scalar_covariance_for_which_the_formulas_are_exact(
 @pytest.mark.parametrize(
     "scheduler", [SCHEDULERS[0], SCHEDULERS[2]], ids=lambda s: type(s).__name__
 )
-@pytest.mark.parametrize("method", ["replace", "repaint", "moment_matching", "ot_ode", "d_flow"])
+@pytest.mark.parametrize("method", ["replace", "repaint", "twisted_smc", "ot_ode", "d_flow"])
 def test_a_full_mask_draws_from_the_model(hole_of, gaussian, method, scheduler, center):
     """Its mean, and its variance in the five leading directions; OT-ODE starts without their spread."""
     hole = hole_of(center=center)
