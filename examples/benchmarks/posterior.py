@@ -388,22 +388,31 @@ tabulate("cost, seed 0", [row for row in first if row["method"] in CURVES])
 # ---- quality against cost, seed 0 --------------------------------------------------------------
 figure, axes = plt.subplots(2, (len(options.parts) + 1) // 2, figsize=(20, 9), squeeze=False,
                             layout="constrained")  # fmt: skip
+others = {row["method"]: None for row in first if row["method"] not in ("exact draws", *CURVES)}
 for ax, name in zip(axes.flat, options.parts, strict=False):
     here = [row for row in first if row["part"] == name]
     for method in CURVES:
         points = [row for row in here if row["method"] == method]
         points.sort(key=lambda row: row["evaluations"] + row["gradients"])
         costs = [row["evaluations"] + row["gradients"] for row in points]
-        ax.plot(costs, [max(row["energy"], 3e-3) for row in points], marker="o", label=method)
+        ax.plot(
+            costs,
+            [max(row["energy"], 3e-3) for row in points],
+            marker="o",
+            linewidth=2,
+            label=method,
+        )
     for row in here:
         cost, energy = row["evaluations"] + row["gradients"], max(row["energy"], 3e-3)
         if row["method"] == "exact draws":
             ax.axhline(energy, color="k", linestyle=":", linewidth=0.8)
         elif row["method"] not in CURVES and "a call" not in row["method"]:
-            ax.scatter(cost, energy, s=15, color="0.4")
-            ax.annotate(row["method"], (cost, energy), fontsize=7)
+            at = list(others).index(row["method"])
+            ax.scatter(
+                cost, energy, s=50, color=f"C{at}", marker="xs*P"[at % 4], label=row["method"]
+            )
     ax.set(title=name, xscale="log", yscale="log", xlabel="evaluations and gradients")
 for row in axes:
     row[0].set_ylabel("energy distance to exact draws")
-axes[0, 0].legend()
+figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right")
 figure.savefig(f"{options.output}.png", dpi=70)

@@ -47,10 +47,10 @@ class InpaintingSolver(Solver):
 
     | `method`          | options (defaults)                                | noisy | assumes                       |
     |-------------------|---------------------------------------------------|-------|-------------------------------|
-    | "twisted_smc"     | `products` 4, `until` 0.35, `threshold` 0.5,      | yes   | independent, Gaussian source  |
-    |                   | `start` 0.1; weighs an image's fills              |       |                               |
     | "moment_matching" | `products` 4, `start` 0.1, `eta` 1,               | yes   | independent, Gaussian source  |
     |                   | `linear_solver` "gmres"                           |       |                               |
+    | "twisted_smc"     | `products` 4, `until` 0.35, `threshold` 0.5,      | yes   | independent, Gaussian source  |
+    |                   | `start` 0.1; weighs an image's fills              |       |                               |
     | "flower"          | `gamma` 1                                         | yes   | independent source            |
     | "ot_ode"          | `start` 0.2                                       | yes   | independent, Gaussian source  |
     | "pnp"             | `step` 1, `exponent` 0.5, `averages` 1            | yes   | independent source            |
@@ -85,7 +85,7 @@ class InpaintingSolver(Solver):
         self,
         velocity_model: nn.Module | Callable[..., Tensor],
         scheduler: Scheduler,
-        method: str = "twisted_smc",
+        method: str = "moment_matching",
         *,
         source: Source | None = None,
         coupled: bool = False,
