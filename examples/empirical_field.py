@@ -224,6 +224,8 @@ axes[1, 0].loglog(
     pairs, [gaps[0] * (pairs[0] / n) ** 0.5 for n in pairs], "k:", label="1 / sqrt(n)"
 )
 axes[1, 0].set(title="FM against CFM gradient, relative difference", xlabel="pairs")
+axes[1, 0].set_xticks(pairs, [str(n) for n in pairs])
+axes[1, 0].minorticks_off()
 for name, values in constants.items():
     axes[1, 1].loglog(1 - times, values, marker="o", label=name)
 axes[1, 1].loglog(1 - times, 1 / (1 - times), "k:", label="1 / (1 - t)")

@@ -27,7 +27,7 @@ from fm_ext.path import MaskedProbPath
 from fm_ext.solver import InpaintingSolver, ODESolver
 from fm_ext.training import Trainer, TrainerConfig, auto_accelerator, leave_to_main
 
-METHODS = "moment_matching flower ot_ode pnp restora repaint replace d_flow".split()
+METHODS = "twisted_smc moment_matching flower ot_ode pnp restora repaint replace d_flow".split()
 MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, Irregular, Hybrid)}
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 STEPS = {} if SMOKE else {"d_flow": 6}  # its graph holds them all; the others take --solver-steps
@@ -85,7 +85,7 @@ torch.manual_seed(0)
 mask = MASKS[args.mask](len(images), images.shape[-2:])
 judge = classifier("mnist")
 solvers = {name: InpaintingSolver(whole, CondOTScheduler(), name) for name in args.methods}
-solvers["matching, eta 0"] = InpaintingSolver(whole, CondOTScheduler(), eta=0.0)
+solvers["matching, eta 0"] = InpaintingSolver(whole, CondOTScheduler(), "moment_matching", eta=0.0)
 solvers["trained with masks"] = ODESolver(MaskedVelocityModel(masked))
 known, holes = truth = [x.repeat(args.fills, 1, 1, 1) for x in (images, mask)]
 print(f"{'':18}   PSNR  SSIM  read spread   nfe  vjps  s/fill")

@@ -28,12 +28,20 @@ METHODS = [
     "flower",
     "ding",
     "moment_matching",
+    "twisted_smc",
     "d_flow",
 ]
 PICTURED = ["replace", "flower", "ot_ode", "moment_matching"]
 STEPS, FILLS, OBSERVATIONS = (2, 20, 2) if SMOKE else (50, 400, 30)
 COSTS = (8,) if SMOKE else (25, 50, 100, 250)  # evaluations and gradients, together
-PER_STEP = {"ding": 2, "restora": 3, "ot_ode": 2, "moment_matching": 5, "repaint": 10}
+PER_STEP = {
+    "ding": 2,
+    "restora": 3,
+    "ot_ode": 2,
+    "moment_matching": 5,
+    "repaint": 10,
+    "twisted_smc": 6,
+}
 BEFORE = {"ot_ode": 1, "moment_matching": 1}  # the mean of the data, at t = 0
 ERRORS = (0.0, 0.003, 0.01, 0.03)  # of the derivative of E[X_1 | x_t]
 index = torch.arange(32)
@@ -103,7 +111,7 @@ for method in METHODS:
 # ---- W2 at equal cost -----------------------------------------------------------------------
 print("W2 at equal cost   " + "".join(f"{cost:>8}" for cost in COSTS))
 curves = {}
-for method in METHODS[:-1]:
+for method in (method for method in METHODS if method != "d_flow"):
     steps = [max(1, (cost - BEFORE.get(method, 0)) // PER_STEP.get(method, 1)) for cost in COSTS]
     curves[method] = [compare(sample(method, steps=n)[0])[0] for n in steps]
     print(f"{method:<19}" + "".join(f"{w2:8.3f}" for w2 in curves[method]), flush=True)

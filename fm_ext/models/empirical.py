@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fm_ext.path.scheduler.ends import end_slope
 from fm_ext.path.scheduler.precision import double, hold, single
-from fm_ext.utils.inputs import align_time, check_mask
+from fm_ext.utils.inputs import align_time, check_mask, randn_like
 
 
 class EmpiricalVelocityModel(nn.Module):
@@ -270,7 +270,7 @@ class EmpiricalVelocityModel(nn.Module):
         count = 1 if fills is None else fills
         index = torch.multinomial(weights, count, replacement=True, generator=generator).T
         points = double(self.data)[index.to(self.data.device)].flatten(2)
-        z = torch.randn(points.shape, dtype=points.dtype, device=device, generator=generator)
+        z = randn_like(points.to(image.device), generator)
         variance = at.alpha * self.bandwidth**2  # of the data around a point, in the known entries
         total = variance + noise_std**2
         trust = torch.where(total > 0, variance / torch.where(total > 0, total, 1.0), 1.0)
@@ -278,7 +278,7 @@ class EmpiricalVelocityModel(nn.Module):
         std = torch.where(
             at.alpha > 0, (trust * noise_std**2).sqrt(), torch.full_like(trust, self.bandwidth)
         )
-        drawn = mean + std * z.to(image.device)
+        drawn = mean + std * z
         if noise_std == 0:
             drawn = torch.where(at.alpha > 0, at.x, drawn)
         drawn = drawn.to(image.dtype).view(count, *image.shape)

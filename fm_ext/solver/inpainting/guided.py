@@ -1,15 +1,14 @@
 """The expected data are moved to where the known entries put them, through the model's derivative."""
 
-import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from fm_ext.solver.inpainting.krylov import SOLVERS
+from fm_ext.solver.inpainting.krylov import SOLVERS, Product
 from fm_ext.solver.inpainting.method import Method, check, real, whole
-from fm_ext.solver.inpainting.problem import Problem, kernel_variance
+from fm_ext.solver.inpainting.problem import Problem, renewal
 
 INSIDE = real("in (0, 1)", lambda start: 0 < start < 1)
 
@@ -51,6 +50,17 @@ class OTODE(Method):
             x_1 = x_1 + (1 - t) ** 2 / t * pull
             x = x + (s - t) / (1 - t) * (x_1 - x)
         return x
+
+
+def covariance(problem: Problem, x: Tensor, t: float) -> tuple[Tensor, Product]:
+    r"""$\hat x_1$, and $u \mapsto (C_t u, A_t u)$ for a $u$ in the known entries; see `MomentMatching`."""
+    x_1, vjp = problem.target_and_vjp(x, t)
+
+    def product(u: Tensor) -> tuple[Tensor, Tensor]:
+        moved = (1 - t) ** 2 / t * vjp(u)
+        return moved, torch.where(problem.known, moved, 0.0) + problem.noise_std**2 * u
+
+    return x_1, product
 
 
 @dataclass(frozen=True)
@@ -113,40 +123,47 @@ class MomentMatching(Method):
         )
 
     def fill(self, problem: Problem) -> Tensor:
-        rest = problem.steps - 1
-        grid = [0.0, *(self.start + (1 - self.start) * i / rest for i in range(rest)), 1.0]
-        intervals = list(pairwise(grid))
-        noise = problem.noise()
-        x = self.start * problem.mean(noise) + (1 - self.start) * noise
-        guess = None
-        for i in problem.bar(problem.steps):
-            t, s = max(intervals[i][0], self.start), intervals[i][1]
-            x_1, guess = self.target(problem, x, t, guess)
-            # x_0 is kept. The first state was made of it, with the mean where this x_1 stands.
-            x_0 = noise if i == 0 else (x - t * x_1) / (1 - t)
-            x = s * x_1 + self.renewed(problem, x_0, t, s)
-        return x
+        x, x_0 = self.begin(problem)
+        return self.walk(problem, x, x_0, self.intervals(problem))
 
-    def renewed(self, problem: Problem, x_0: Tensor, t: float, s: float) -> Tensor:
-        """The share of noise in the state at s: that at t, of which some is made anew."""
+    def walk(
+        self,
+        problem: Problem,
+        x: Tensor,
+        x_0: Tensor | None,
+        intervals: Iterable[tuple[float, float]],
+    ) -> Tensor:
+        """From `x` through the intervals; `x_0` is the noise in `x`, None for what the expected data leave of it."""
         eta = self.eta
         if eta is None:
             eta = 1.0 if problem.plain else 0.0
-        var = (eta * (1 - s) / (1 - t)) ** 2 * kernel_variance(t, s)
-        x_0 = math.sqrt(max(0.0, (1 - s) ** 2 - var)) * x_0
-        return x_0 + math.sqrt(var) * problem.noise() if var else x_0
+        guess = None
+        for t, s in intervals:
+            x_1, guess = self.target(problem, x, t, guess)
+            x_0 = (x - t * x_1) / (1 - t) if x_0 is None else x_0
+            keep, std = renewal(eta, t, s)
+            x = s * x_1 + keep * x_0
+            x, x_0 = x + std * problem.noise() if std else x, None
+        return x
+
+    def begin(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """The state at `start`, and the noise it is made of, with the mean where later the expected data stand."""
+        noise = problem.noise()
+        return self.start * problem.mean(noise) + (1 - self.start) * noise, noise
+
+    def intervals(self, problem: Problem) -> Iterator[tuple[float, float]]:
+        """Equal steps from `start` to 1, and before them the one that ends where it began, at `start`."""
+        rest = problem.steps - 1
+        times = [self.start + (1 - self.start) * i / rest for i in range(rest)]
+        times = [self.start, *times, 1.0]
+        for i in problem.bar(problem.steps):
+            yield times[i], times[i + 1]
 
     def target(
         self, problem: Problem, x: Tensor, t: float, guess: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The expected data given the known entries too, and their weights in it, which the next step starts at."""
-        x_1, vjp = problem.target_and_vjp(x, t)
-
-        def product(u: Tensor) -> tuple[Tensor, Tensor]:
-            moved = (1 - t) ** 2 / t * vjp(u)
-            seen = torch.where(problem.known, moved, 0.0)
-            return moved, seen + problem.noise_std**2 * u
-
+        x_1, product = covariance(problem, x, t)
         solver, residual = SOLVERS[self.linear_solver], problem.residual(x_1)
         if guess is None or self.products == 1:
             weights, shift = solver(product, residual, self.products)

@@ -1,5 +1,6 @@
 """What a method of inpainting sees of one call: the straight path, whatever path the model was trained on."""
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,16 @@ Source = Callable[[Tensor, torch.Generator | None], Tensor]
 def kernel_variance(t: float, s: float) -> float:
     """The variance of $X_t$ given $X_s$, for t at most s, of $N(0, I)$ noise: what the way back in time adds."""
     return (1 - t) ** 2 - (t / s * (1 - s)) ** 2
+
+
+def renewal(eta: float, t: float, s: float) -> tuple[float, float]:
+    r"""What a step from t to s keeps of the noise $\hat x_0$ in the state, and the standard deviation of what it adds.
+
+    DDIM's $\eta$ (arXiv 2010.02502, equations 12 and 16): 0 adds nothing, 1 as much as DDPM's ancestral step. The
+    variance is $(1 - s)^2$ in all.
+    """
+    var = (eta * (1 - s) / (1 - t)) ** 2 * kernel_variance(t, s)
+    return math.sqrt(max(0.0, (1 - s) ** 2 - var)), math.sqrt(var)
 
 
 class Problem:

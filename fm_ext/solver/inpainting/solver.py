@@ -52,7 +52,7 @@ class InpaintingSolver(Solver):
     |-------------------|---------------------------------------------------|-------|-------------------------------|
     | "moment_matching" | `products` 4, `start` 0.1, `eta` 1,               | yes   | independent, Gaussian source  |
     |                   | `linear_solver` "gmres"                           |       |                               |
-    | "twisted_smc"     | `products` 6, `until` 0.35, `threshold` 0.5,      | yes   | independent, Gaussian source  |
+    | "twisted_smc"     | `products` 4, `until` 0.35, `threshold` 0.5,      | yes   | independent, Gaussian source  |
     |                   | `start` 0.1; weighs an image's fills              |       |                               |
     | "flower"          | `gamma` 1                                         | yes   | independent source            |
     | "ding"            |                                                   | yes   | independent, Gaussian source  |

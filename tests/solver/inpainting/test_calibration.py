@@ -1,7 +1,5 @@
 """Is it posterior sampling? On Gaussian data with exact velocities, the answer is a number."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from flow_matching.path.scheduler import CondOTScheduler
@@ -9,7 +7,7 @@ from torch import nn
 
 from fm_ext.path.scheduler import CosineScheduler, VPScheduler
 from fm_ext.solver import InpaintingSolver
-from fm_ext.solver.inpainting.guided import MomentMatching
+from fm_ext.solver.inpainting.problem import renewal
 
 SCHEDULERS = [CondOTScheduler(), CosineScheduler(), VPScheduler()]
 FILLS = 200  # of 10 observations; 200 exact draws have W2 0.15 themselves
@@ -24,10 +22,11 @@ BOUNDS = {
     "flower": ((0.25, 0.6), (0.03, 0.15), (1.1, 1.45), (1.15, 1.35)),
     "ding": ((0.25, 0.6), (0.05, 0.2), (1.0, 1.35), (1.0, 1.3)),
     "moment_matching": ((0.0, 0.25), (0.0, 0.05), (0.8, 1.0), (0.85, 1.0)),
+    "twisted_smc": ((0.0, 0.3), (0.0, 0.07), (0.75, 1.05), (0.85, 1.05)),
     "d_flow": ((0.0, 0.4), (0.0, 0.1), (0.65, 1.0), (0.9, 1.1)),
 }
 OPTIONS = {"d_flow": {"iterations": 8}, "repaint": {"jump_n_sample": 4}}
-STEPS = {"d_flow": 12, "moment_matching": 25}
+STEPS = {"d_flow": 12, "moment_matching": 25, "twisted_smc": 25}
 
 
 def fill(hole, gaussian, method, scheduler=SCHEDULERS[0], *, error=None, **arguments):
@@ -43,16 +42,17 @@ def fill(hole, gaussian, method, scheduler=SCHEDULERS[0], *, error=None, **argum
 @pytest.mark.parametrize("method", BOUNDS)
 def test_distance_to_the_posterior(hole_of, gaussian, method, center):
     hole = hole_of(center=center)
-    for scheduler in SCHEDULERS if center == 0 else SCHEDULERS[2:]:
-        result = hole.compare(fill(hole, gaussian, method, scheduler))
-        for value, (least, largest) in zip(
-            (result.w2, result.bias, result.ratio, result.seam), BOUNDS[method], strict=True
-        ):
-            assert least <= value <= largest, (scheduler, result)
+    scheduler = SCHEDULERS[0 if center == 0 else 2]  # which makes no difference, see below
+    result = hole.compare(fill(hole, gaussian, method, scheduler))
+    for value, (least, largest) in zip(
+        (result.w2, result.bias, result.ratio, result.seam), BOUNDS[method], strict=True
+    ):
+        assert least <= value <= largest, result
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_moment_matching_with_fifty_steps_is_within_a_fifth(hole, gaussian, eta):
+def test_moment_matching_with_fifty_steps_is_within_a_fifth(hole_of, gaussian, eta):
+    hole = hole_of(observations=4)
     fills = fill(hole, gaussian, "moment_matching", steps=50, fills=400, eta=eta)
     assert hole.compare(fills).w2 <= 0.15
 
@@ -67,12 +67,10 @@ def test_with_eta_1_the_noise_is_what_bayes_makes_of_the_kernel_back_in_time(unt
     mean = x_t if s == t else s * x_1 + gain * (x_t - t * x_1)
     std = (1 - s) / (1 - t) * kernel**0.5 if s > t else 0.0
     for eta in (0.0, 1.0):
-        fresh = SimpleNamespace(
-            noise=lambda: torch.ones(2)
-        )  # so the std is the shift that it makes
-        got = s * x_1 + MomentMatching(eta=eta).renewed(fresh, x_0, t, s)
-        expected = mean + std if eta else s * x_1 + (1 - s) * x_0
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        keep, added = renewal(eta, t, s)
+        expected = mean if eta else s * x_1 + (1 - s) * x_0
+        torch.testing.assert_close(s * x_1 + keep * x_0, expected, rtol=1e-5, atol=1e-6)
+        assert added == pytest.approx(std if eta else 0, abs=1e-7)
 
 
 class Mixture(nn.Module):
@@ -88,35 +86,42 @@ class Mixture(nn.Module):
         return (weights * self.means).sum(1) + (t * self.std**2 - (1 - t)) * gap
 
 
-@pytest.mark.parametrize("steps", [50, 200])
-def test_where_the_posterior_is_no_gaussian_fresh_noise_corrects_what_more_steps_do_not(steps):
+def test_where_the_posterior_is_no_gaussian_fresh_noise_corrects_what_more_steps_do_not():
     """The known entry, 0.5, leaves the third Gaussian alone: mean 2, standard deviation 0.25."""
     image, mask = torch.tensor([[0.5, 0.0]]), torch.tensor([[False, True]])
     means = []
-    for eta in (0.0, 0.5, 1.0):
+    for eta, steps in ((0.0, 150), (0.0, 50), (0.5, 50), (1.0, 50)):
         solver = InpaintingSolver(
             Mixture(), SCHEDULERS[0], "moment_matching", eta=eta, start=0.02, products=1
         )
         fills = solver.sample(image, mask=mask, steps=steps, fills=2000)
         means.append(fills[..., 1].mean().item())
-    # 1.69, 1.76 and 1.89, each to 0.01
-    assert means[0] < 1.73 < means[1] < 1.82 < means[2] < 1.95, means
+    # 1.69, 1.69, 1.76 and 1.89, each to 0.01
+    assert max(means[:2]) < 1.73 < means[2] < 1.82 < means[3] < 1.95, means
 
 
-@pytest.mark.filterwarnings("ignore:method 'moment_matching' assumes")
-def test_no_noise_is_renewed_where_fresh_noise_is_not_the_models(hole, gaussian):
-    image, mask = torch.zeros(1, 32), torch.ones(1, 32, dtype=torch.bool)
-    for options in ({"source": lambda like, g: 3 + torch.randn_like(like)}, {"coupled": True}):
-        model = gaussian(hole.covariance, SCHEDULERS[0])
-        results = []
-        for eta in (None, 0.0, 1.0):
-            solver = InpaintingSolver(model, SCHEDULERS[0], "moment_matching", eta=eta, **options)
-            torch.manual_seed(0)
-            results.append(solver.sample(image, mask=mask, steps=8))
-        assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+@pytest.mark.filterwarnings("ignore:method '.*' assumes")
+@pytest.mark.parametrize(
+    "options", [{"source": lambda like, g: 3 + torch.randn_like(like)}, {"coupled": True}]
+)
+def test_no_noise_is_renewed_where_fresh_noise_is_not_the_models(hole, gaussian, options):
+    image, mask = torch.zeros(1, 32), hole.mask
+    model = gaussian(hole.covariance, SCHEDULERS[0])
+    results = []
+    for method, eta in (
+        ("moment_matching", {}),
+        ("moment_matching", {"eta": 0.0}),
+        ("twisted_smc", {}),  # whose weights are made of fresh noise
+        ("moment_matching", {"eta": 1.0}),
+    ):
+        solver = InpaintingSolver(model, SCHEDULERS[0], method, **eta, **options)
+        torch.manual_seed(0)
+        results.append(solver.sample(image, mask=mask, steps=8, fills=3))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], results[3])
 
 
-@pytest.mark.parametrize("method", ["moment_matching", "ot_ode", "flower", "repaint", "d_flow"])
+@pytest.mark.parametrize("method", BOUNDS)
 def test_the_schedule_that_the_model_was_trained_on_makes_no_difference(hole, gaussian, method):
     results = []
     for scheduler in SCHEDULERS:
@@ -166,7 +171,7 @@ def test_white_data_have_the_scalar_covariance_for_which_the_formulas_are_exact(
     "scheduler", [SCHEDULERS[0], SCHEDULERS[2]], ids=lambda s: type(s).__name__
 )
 @pytest.mark.parametrize(
-    "method", ["replace", "repaint", "ding", "moment_matching", "ot_ode", "d_flow"]
+    "method", ["replace", "repaint", "ding", "twisted_smc", "ot_ode", "d_flow"]
 )
 def test_a_full_mask_draws_from_the_model(hole_of, gaussian, method, scheduler, center):
     """Its mean, and its variance in the five leading directions; OT-ODE starts without their spread."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fm_ext.solver.inpainting.krylov import SOLVERS, gmres
+from fm_ext.solver.inpainting.krylov import SOLVERS, Krylov, gmres
 from fm_ext.solver.inpainting.lbfgs import minimise
 
 SIZE = 6
@@ -58,6 +58,22 @@ def test_gmres_has_the_least_residual_of_its_krylov_space():
     )[[0, 2]]
     weights = torch.linalg.lstsq(images, right[[0, 2]].flatten(1)[:, :, None]).solution
     torch.testing.assert_close(u[[0, 2]].flatten(1), (space @ weights)[:, :, 0])
+
+
+@pytest.mark.parametrize("function", [torch.log, torch.reciprocal])
+def test_the_quadrature_is_exact_in_the_whole_space(function):
+    product, right, _ = systems()
+    right[2] = torch.nan
+    basis = torch.eye(SIZE, dtype=torch.float64).view(SIZE, 1, 2, 3)
+    matrix = torch.stack([product(v.expand(3, 2, 3))[1].flatten(1) for v in basis], 2)
+    values, vectors = torch.linalg.eigh(matrix)
+    expected = (
+        (vectors.mT @ right.flatten(1)[:, :, None])[..., 0].square() * function(values)
+    ).sum(1)
+    for iterations in (SIZE, SIZE + 2):
+        found = Krylov.of(product, right, iterations).quadrature(function)
+        torch.testing.assert_close(found, expected, equal_nan=True)
+    assert found[1] == 0 and found[2].isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
