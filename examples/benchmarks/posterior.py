@@ -1,6 +1,6 @@
 """Do the methods of `InpaintingSolver` draw from the posterior? A benchmark with the truth in it.
 
-    python examples/benchmarks/posterior.py                     # an hour on one core; goes on where it was stopped
+    python examples/benchmarks/posterior.py                     # hours on one core; goes on where it was stopped
     python examples/benchmarks/posterior.py --seeds 0 --parts gaussian mixture_8       # a minute
 On every part velocity and posterior have closed forms, so fills are compared with exact draws:
 gaussian, gaussian_0.01, gaussian_0.03: AR(1) data in 32 dimensions of which 12 are missing, with an exact network and

@@ -101,6 +101,23 @@ def test_the_determinant_is_right_in_the_mean_and_equal_where_covariances_are():
     assert_close(found[0].mean(), matrix.logdet(), rtol=0.03, atol=0)
 
 
+def test_on_gaussian_data_a_path_keeps_its_weight(hole, gaussian, monkeypatch):
+    # The proposal is exact there, but for the size of its steps. Nothing is drawn; the spread is that of the start.
+    spreads, drawn = [], TwistedSMC.drawn
+
+    def spread(self, problem, log_weight, always=False):
+        spreads.append(log_weight.view(problem.copies, -1).std(0).mean().item())
+        return drawn(self, problem, log_weight, always)
+
+    monkeypatch.setattr(TwistedSMC, "drawn", spread)
+    scheduler = CondOTScheduler()
+    solver = InpaintingSolver(
+        gaussian(hole.covariance, scheduler), scheduler, "twisted_smc", threshold=1e-6
+    )
+    solver.sample(hole.image, mask=hole.mask, steps=100, fills=50)
+    assert 0.3 < spreads[0] < spreads[-1] < 1.8 * spreads[0]
+
+
 def test_one_fill_is_moment_matching(generator):
     model = mixture(CondOTScheduler())
     fills = [
