@@ -73,7 +73,9 @@ def data(count=5):
 
 
 MODELS = {
-    "unet": lambda: UNet.preset(28, 1, channels=8, head_channels=4, dropout=0.125, num_classes=3),
+    "unet": lambda: UNet.preset(
+        28, 1, channels=8, head_channels=4, dropout=0.125, patch_size=2, num_classes=3
+    ),
     "small_unet": lambda: SmallUNet(1),
     "mlp": lambda: MLP(3, 8, activation=nn.SiLU),
     "empirical_velocity_model": lambda: EmpiricalVelocityModel(
