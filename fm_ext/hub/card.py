@@ -127,8 +127,8 @@ def write_card(measured: Measured, config: Mapping[str, Any], parameters: int) -
     if measured.metrics:
         lines += ["| measured | on | value | interval |", "|---|---|---|---|"]
         for m in measured.metrics:
-            interval = "" if m.low is None else f"{m.low:g} to {m.high:g}"
-            lines += [f"| {m.name} | {m.on} | {m.value:g} | {interval} |"]
+            interval = "" if m.low is None else f"{m.low:.3g} to {m.high:.3g}"
+            lines += [f"| {m.name} | {m.on} | {m.value:.3g} | {interval} |"]
         lines += [""]
     else:
         lines += ["Nothing was measured of this model.", ""]

@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -248,5 +249,7 @@ def write_parts(
     arguments = {name: tensor.contiguous() for name, tensor in arguments.items()}
     partial = folder / f".{WEIGHTS}.partial"
     safetensors.torch.save_file(tensors | arguments, partial, {"format": "pt", **ties})
+    (folder / CONFIG).touch()
+    shutil.copymode(folder / CONFIG, partial)  # safetensors' own is for the owner's eyes only
     os.replace(partial, folder / WEIGHTS)
     return described

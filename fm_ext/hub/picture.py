@@ -201,18 +201,22 @@ def fitting_model(picture: PIL.Image.Image, task: str) -> str:
         task: what it must be able to do.
 
     Raises:
-        ValueError: if no shipped model can do it.
+        ValueError: if no shipped model can do it, or none in colour for a picture in colour.
     """
-    channels = 1 if _is_grey(picture) else 3
+    grey, shapes = _is_grey(picture), shipped_shapes(task)
+    fitting = {name: shape for name, shape in shapes.items() if grey or shape[0] == 3}
+    if not fitting:
+        others = f"; {', '.join(shapes)} would in grey" if shapes else ""
+        raise ValueError(
+            f"no shipped model can {task} a picture in {'grey' if grey else 'colour'}{others}: give one by `--model`, "
+            "FlowModel.from_pretrained in code."
+        )
 
     def distance(name: str) -> tuple[bool, float]:
-        shape = shapes[name]
-        return shape[0] != channels, abs(np.log(max(picture.size) / max(shape[1:])))
+        channels, *size = fitting[name]
+        return (channels == 1) != grey, abs(np.log(max(picture.size) / max(size)))
 
-    shapes = shipped_shapes(task)
-    if not shapes:
-        raise ValueError(f"no shipped model can {task}; give one by `model`.")
-    return min(shapes, key=distance)
+    return min(fitting, key=distance)
 
 
 # Inside

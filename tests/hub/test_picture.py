@@ -276,5 +276,10 @@ def test_the_model_that_fits_is_of_the_pictures_colour_and_size(monkeypatch):
     assert fitting_model(PIL.Image.new("L", (30, 30)), "fill") == "small"
     assert fitting_model(PIL.Image.new("RGB", (100, 50), "grey"), "fill") == "large"
     assert fitting_model(PIL.Image.new("RGB", (28, 28), "red"), "fill") == "colour"
+    del shapes["colour"]
+    with pytest.raises(
+        ValueError, match="in colour; small, large would in grey: give one by `--model`"
+    ):
+        fitting_model(PIL.Image.new("RGB", (28, 28), "red"), "fill")
     with pytest.raises(ValueError, match="no shipped model can translate"):
         fitting_model(PIL.Image.new("L", (28, 28)), "translate")
