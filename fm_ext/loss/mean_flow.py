@@ -25,7 +25,7 @@ def mean_flow_loss(
     guidance_scale: Float[Tensor, "..."] | float | None = None,
     null: Mapping[str, Any] | None = None,
     dropout: float = 0.1,
-    power: float = 1.0,
+    power: float = 0.75,
     eps: float = 1e-3,
     weight: Float[Tensor, " batch"] | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
@@ -75,7 +75,8 @@ def mean_flow_loss(
         dropout: the share of the samples that are shown without their condition and with $s = 1$, with a
             `guidance_scale` only; in [0, 1).
         power: $p$. 0 is the plain mean square, whose minimiser is the truth; the papers take 1 for ImageNet and 0.75
-            for CIFAR-10. It bounds the gradient of a sample, and moves the minimiser where errors are skew.
+            for CIFAR-10. It bounds the gradient of a sample, and moves the minimiser where errors are skew
+            (`docs/content/meanflow.md` has the figures of a plane).
         eps: $\varepsilon$, in units of a mean square.
         weight: one factor a sample.
         reduction: "mean" or "sum" over the batch, or "none" for one loss a sample.

@@ -53,6 +53,11 @@ def test_batches_are_a_function_of_their_numbers(source, transport):
     for a, b in zip([*epochs[0], *list(first)], [*epochs[1], *later], strict=True):
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(epochs[0][0]["x_0"], later[0]["x_0"])
+    for number, batch in enumerate(later):  # the flips are those of the rows in their epoch
+        label = None if transport.label is None else transport.label[6 * number : 6 * number + 6]
+        rows = transport.assign(batch["x_0"], label)
+        read = again.dataset.data.__getitems__((ROWS + rows).tolist())
+        assert torch.equal(batch["image"], read["image"])
     assert not torch.equal(epochs[0][0]["x_0"], next(iter(loader(1)))["x_0"])
     identity = loader().dataset.identity
     assert identity == loader().dataset.identity != loader(1).dataset.identity
