@@ -33,8 +33,8 @@ class UNet(nn.Module):
 
     Residual blocks take time and class by scale-shift group norm; attention sits at the levels that ask for it; all
     skips are concatenated; the output convolution starts at zero (Dhariwal and Nichol, arXiv 2105.05233).
-    Level l works at $2^{-l}$ of the resolution; an image whose sides do not divide is padded at the bottom and right,
-    and the result cropped.
+    Level l works at $2^{-l}$ of the resolution, divided by `patch_size`; an image whose sides do not divide is padded
+    at the bottom and right, and the result cropped.
 
     Args:
         in_channels: channels of `x`, those that `UNetWrapper` concatenates included.
@@ -46,6 +46,9 @@ class UNet(nn.Module):
             attends if the lowest level does.
         head_channels: channels of one attention head.
         dropout: inside the residual blocks, in [0, 1).
+        patch_size: side of the squares of pixels that become channels at the door and pixels again at the end
+            (pixel-unshuffle, arXiv 1609.05158): the network works at a fraction of the resolution, and a step
+            costs about `patch_size` squared times less. 1 for none.
         num_classes: None for no class. Otherwise labels run from 0 to `num_classes`, which is the null class: the one
             that `label=None` means (also `null_label`) and that classifier-free guidance needs (arXiv 2207.12598).
     """
@@ -61,6 +64,7 @@ class UNet(nn.Module):
         attention: Sequence[int] | None = None,
         head_channels: int = 32,
         dropout: float = 0.0,
+        patch_size: int = 1,
         num_classes: int | None = None,
     ):
         super().__init__()
@@ -76,6 +80,10 @@ class UNet(nn.Module):
             raise ValueError(
                 f"`channels` must divide into heads of `head_channels`; got {channels} and {head_channels}."
             )
+        if patch_size < 1:
+            raise ValueError(
+                f"`patch_size` must be at least 1, which is every pixel by itself; got {patch_size}."
+            )
         if num_classes is not None and num_classes < 1:
             raise ValueError(
                 f"`num_classes` must be at least 1, or None for no class; got {num_classes}."
@@ -84,7 +92,8 @@ class UNet(nn.Module):
         self.out_channels = in_channels if out_channels is None else out_channels
         self.num_classes = num_classes
         self.null_label = num_classes
-        self.stride = 2**last
+        self.patch_size = patch_size
+        self.stride = patch_size * 2**last
         features = 4 * channels
         widths = [channels * m for m in multipliers]
 
@@ -98,7 +107,7 @@ class UNet(nn.Module):
         if num_classes is not None:
             # Unit variance, as it comes: an embedding that starts small is heard late (docs/content/generation.md).
             self.label = nn.Embedding(num_classes + 1, features)
-        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels * patch_size**2, channels, 3, padding=1)
 
         self.down = nn.ModuleList()
         width, skips = channels, [channels]
@@ -122,7 +131,7 @@ class UNet(nn.Module):
                 self.up.append(Upsample(width))
 
         self.norm_out = group_norm(width)
-        self.conv_out = zero(nn.Conv2d(width, self.out_channels, 3, padding=1))
+        self.conv_out = zero(nn.Conv2d(width, self.out_channels * patch_size**2, 3, padding=1))
 
     @classmethod
     def preset(
@@ -181,7 +190,8 @@ class UNet(nn.Module):
         embedding = nn.functional.silu(embedding)
 
         height, width = x.shape[-2:]
-        h = self.conv_in(pad_to_multiple(x, self.stride))
+        patches = nn.functional.pixel_unshuffle(pad_to_multiple(x, self.stride), self.patch_size)
+        h = self.conv_in(patches)
         skips = [h]
         for layer in self.down:
             h = run(layer, h, embedding)
@@ -192,7 +202,7 @@ class UNet(nn.Module):
                 h = torch.cat([h, skips.pop()], dim=1)
             h = run(layer, h, embedding)
         h = self.conv_out(nn.functional.silu(self.norm_out(h)))
-        return h[..., :height, :width]
+        return nn.functional.pixel_shuffle(h, self.patch_size)[..., :height, :width]
 
     def _embed(self, null: int, label: Tensor | None, x: Tensor) -> Tensor:
         """The embedding of the classes of `x`; `null` is the null class."""
