@@ -25,6 +25,7 @@ API = {
     "fm_ext.loss": [
         "LogitNormalTime",
         "PowerTime",
+        "ShiftedTime",
         "TimeSampler",
         "UniformTime",
         "velocity_loss",
@@ -37,6 +38,7 @@ API = {
         "class_balance",
         "class_entropy",
         "classifier",
+        "colour_error",
         "coverage",
         "density",
         "energy_distance",
