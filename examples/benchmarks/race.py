@@ -1,7 +1,7 @@
 """Recipes that train on one machine for the same seconds, alone or in turns, and are judged by one sampler.
 
-`recipe.py`, `time_to_quality.py` and `few_steps.py` use it. A recipe is a network and how it is trained; the learning
-rate follows the clock and not the step, so that each recipe ends its schedule where the budget ends.
+`recipe.py`, `filling.py`, `time_to_quality.py` and `few_steps.py` use it. A recipe is a network and how it is trained;
+the learning rate follows the clock and not the step, so that each recipe ends its schedule where the budget ends.
 """
 
 import json
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fm_ext.loss import TimeSampler, UniformTime, velocity_loss
 from fm_ext.metrics import FeatureMetrics, class_balance, classifier
 from fm_ext.models import GuidedVelocityModel, PredictionVelocityModel, UNet, UNetWrapper
+from fm_ext.path import MaskedProbPath
 from fm_ext.path.prediction import Prediction
 from fm_ext.sampling import Samples, draw_samples
 from fm_ext.solver import ExponentialSolver
@@ -66,6 +67,10 @@ class Recipe:
     prediction: Prediction = "velocity"
     space: Prediction = "velocity"  # that the error is measured in
     labels: bool = True
+    mask: Callable[..., Tensor] | None = None  # of the holes that are filled, drawn like a `Mask`
+    show: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = (
+        None  # more inputs: of images and masks
+    )
     bf16: bool = BF16
 
 
@@ -79,7 +84,7 @@ class Run:
         self.net = recipe.net().to(images.device).train()
         self.optimizer = make_optimizer(self.net.parameters(), recipe, images.device)
         self.average = recipe.ema and ExponentialMovingAverage(self.net, recipe.ema)
-        self.path = AffineProbPath(recipe.scheduler)
+        self.path = MaskedProbPath(AffineProbPath(recipe.scheduler))
         self.seconds, self.steps = 0.0, 0
         self.order = torch.empty(0, dtype=torch.long)
         self.random = torch.get_rng_state()
@@ -111,9 +116,13 @@ class Run:
         rows, self.order = self.order[: recipe.batch_size], self.order[recipe.batch_size :]
         x_1, label = self.images[rows], self.labels[rows]
         t = recipe.times(len(x_1), device=x_1.device)
-        sample = self.path.sample(torch.randn_like(x_1), x_1, t)
+        extras = {"label": label} if recipe.labels else {}
+        mask = None
+        if recipe.mask:
+            mask = recipe.mask(len(x_1), x_1.shape[-2:], device=x_1.device)
+            extras |= {"mask": mask} | (recipe.show(x_1, mask) if recipe.show else {})
+        sample = self.path.sample(torch.randn_like(x_1), x_1, t, mask=mask)
         with torch.autocast(x_1.device.type, torch.bfloat16, enabled=recipe.bf16):
-            extras = {"label": label} if recipe.labels else {}
             output = self.net(x=sample.x_t, t=sample.t, **extras)
         loss = velocity_loss(
             output.float(),
