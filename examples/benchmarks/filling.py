@@ -5,8 +5,8 @@
     OMP_NUM_THREADS=1 python examples/benchmarks/filling.py --only today "lean, base" --seeds 0 1
 "today" is what examples/inpainting.py trained before the search, and "lean, base" what the search starts from. The last
 tenth of the training images is held out and filled once; the test images are not looked at. A recipe is trained for
-seconds of its process (`time.process_time`), so that what else the machine does slows all alike. Results are kept in
-outputs/filling; what stands there is not done again. The last lines print the table.
+seconds of its process (`time.process_time`), so that what else the machine does slows all alike. Weights and results
+are kept in outputs/filling; what stands there is not done again. The last lines print the table.
 """
 
 import argparse
@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from flow_matching.path import CondOTProbPath
 from flow_matching.solver import ODESolver
-from race import LEAN, Log, Recipe, Result, Run
+from race import LEAN, Log, Recipe, Result, Run, Weights
 from torch import Tensor
 
 from fm_ext.data import load_images
 from fm_ext.loss import LogitNormalTime, ShiftedTime, UniformTime, velocity_loss
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, Mask, RandomBox
 from fm_ext.metrics import classifier, colour_error, frechet_distance, hole_psnr, seam_gradient
-from fm_ext.models import MaskedVelocityModel, UNet, UNetWrapper
+from fm_ext.models import GuidedVelocityModel, MaskedVelocityModel, UNet, UNetWrapper
 from fm_ext.path import MaskedProbPath
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
@@ -115,7 +115,8 @@ half = {
     "attention": (1,),
     "patch_size": 2,
 }
-CHANGES: dict[str, Recipe] = {
+hiding = replace(base, net=net(dropout=0.1, **small))
+RECIPES: dict[str, Recipe] = {
     "today": today,
     "lean, base": base,
     "batch 8": replace(base, batch_size=8),
@@ -133,7 +134,7 @@ CHANGES: dict[str, Recipe] = {
     "smooth fill beside the state": replace(
         base, net=net("fill", **small), show=lambda x, mask: {"fill": push_pull(x, mask)}
     ),
-    "mask dropout 0.1": replace(base, net=net(dropout=0.1, **small)),
+    "known hidden from a tenth": hiding,
     "larger boxes": replace(base, mask=LARGE),
     "classes and whole images": replace(
         base, net=net("labels", **small), mask=some_whole, labels=True
@@ -142,23 +143,19 @@ CHANGES: dict[str, Recipe] = {
     "average over 0.998": replace(base, ema=0.998),
     "rate 0.001": replace(base, lr=1e-3),
     "rate 0.004": replace(base, lr=4e-3),
-    "predict x_1": replace(base, prediction="x_1"),
 }
+# What is trained, and how it is asked: the scale of guidance on the known pixels.
+CHANGES = {name: (recipe, 1.0) for name, recipe in RECIPES.items()}
+CHANGES |= {f"known hidden, guidance {s:g}": (hiding, s) for s in (1.25, 1.5, 2.0)}
 
 
 @torch.no_grad()
-def judge(run: Run) -> Result:
+def judge(recipe: Recipe, weights: Weights, scale: float) -> Result:
     """What one fill of each image and mask is worth, and the loss at fixed times, masks and noise."""
-    recipe, network = run.recipe, run.recipe.net().eval()
-    network.load_state_dict(run.weights())
-    model = MaskedVelocityModel(network)
-    if recipe.prediction != "velocity":
-        from fm_ext.models import PredictionVelocityModel
-
-        model = MaskedVelocityModel(
-            PredictionVelocityModel(network, recipe.scheduler, prediction=recipe.prediction)
-        )
-    solver, found, fills = ODESolver(model), {}, []
+    network = recipe.net().eval()
+    network.load_state_dict(weights)
+    model = network if scale == 1 else GuidedVelocityModel(network, scale, hide_known=True)
+    solver, found, fills = ODESolver(MaskedVelocityModel(model)), {}, []
     reader = classifier("mnist") if digits else None
     for seed, (name, kind) in enumerate(MASKS.items()):
         generator = torch.Generator().manual_seed(seed)
@@ -190,17 +187,14 @@ def judge(run: Run) -> Result:
     if reader:
         together, real = torch.cat(fills), reference.repeat(len(MASKS), 1, 1, 1)
         found["frechet"] = float(frechet_distance(reader.features(together), reader.features(real)))
-    if recipe.prediction == "velocity":
-        torch.manual_seed(0)
-        mask = Hybrid()(len(reference), reference.shape[-2:])
-        t = UniformTime()(len(reference))
-        path = MaskedProbPath(CondOTProbPath())
-        sample = path.sample(torch.randn_like(reference), reference, t, mask=mask)
-        extras = recipe.show(reference, mask) if recipe.show else {}
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-            answer = network(x=sample.x_t, t=sample.t, mask=mask, **extras)
-        found["loss"] = float(velocity_loss(answer.float(), sample))
-    return found
+    torch.manual_seed(0)
+    mask, t = HYBRID(len(reference), reference.shape[-2:]), UniformTime()(len(reference))
+    path = MaskedProbPath(CondOTProbPath())
+    sample = path.sample(torch.randn_like(reference), reference, t, mask=mask)
+    extras = recipe.show(reference, mask) if recipe.show else {}
+    with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+        answer = network(x=sample.x_t, t=sample.t, mask=mask, **extras)
+    return {**found, "loss": float(velocity_loss(answer.float(), sample))}
 
 
 log = Log(args.output)
@@ -208,9 +202,16 @@ fixed = {"size": size, "seconds": args.seconds, "images": len(images), "filled":
 for seed, name in product(args.seeds, args.only or CHANGES):
     if log.read({"change": name, "seed": seed, **fixed}):
         continue
-    run = Run(CHANGES[name], images, labels, args.seconds, seed)
-    run.advance(args.seconds)
-    result = {"change": name, "seed": seed, **fixed, "steps": run.steps, **judge(run)}
+    recipe, scale = CHANGES[name]
+    training = next(name for name, other in RECIPES.items() if other is recipe)
+    file = args.output.parent / f"{training} {seed} {args.seconds:g} {size} {len(images)}.pt"
+    if not file.exists():
+        run = Run(recipe, images, labels, args.seconds, seed)
+        run.advance(args.seconds)
+        torch.save((run.steps, run.weights()), file)
+    steps, weights = torch.load(file)
+    result = {"change": name, "seed": seed, **fixed, "steps": steps}
+    result |= judge(recipe, weights, scale)
     log.append(result)
     print(result, flush=True)
 
