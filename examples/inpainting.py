@@ -21,7 +21,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from fm_ext.data import image_loader, load_images
-from fm_ext.loss import LogitNormalTime, ShiftedTime, velocity_loss
+from fm_ext.loss import LogitNormalTime, ShiftedTime, UniformTime, velocity_loss
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
 from fm_ext.metrics import (
     classifier,
@@ -40,7 +40,7 @@ from fm_ext.training import Trainer, TrainerConfig, auto_accelerator, leave_to_m
 MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, FreeForm, Irregular, Hybrid)}
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parent / "data" / "mnist")
-# For minutes of training, by the side of the image (docs/content/inpainting.md); other sides take UNet's own preset.
+# For minutes of training (docs/content/inpainting.md); digits that are only filled take UNet's own preset, as other sides.
 LEAN = {
     28: {"channels": 24, "head_channels": 24, "attention": ()},
     64: {"channels": 32, "multipliers": (1, 2, 2), "patch_size": 2},
@@ -50,8 +50,8 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--dataset", default=DIGITS)
 parser.add_argument("--size", type=int, default=28)
 parser.add_argument("--mask", choices=MASKS, default="Hybrid", help="the masks of training")
-parser.add_argument("--steps", type=int, default=2 if SMOKE else 4000)
-parser.add_argument("--batch-size", type=int, default=16)
+parser.add_argument("--steps", type=int, help="1100 by default, 4000 of the lean networks")
+parser.add_argument("--batch-size", type=int, help="32 by default, 16 for the lean networks")
 parser.add_argument("--lr", type=float, default=2e-3)
 parser.add_argument("--unet", type=json.loads, help="changes of the preset, '{\"channels\": 64}'")
 parser.add_argument("--flip", action="store_true", help="mirror every second image; never digits")
@@ -60,6 +60,11 @@ parser.add_argument("--evaluate", type=int, help="number of test images to fill;
 parser.add_argument("--fills", type=int, default=2 if SMOKE else 4, help="of each hole")
 parser.add_argument("--output", type=Path, default=Path("outputs/inpainting"))
 args = parser.parse_args()
+lean = args.size in LEAN and (args.generate or args.size >= 64)
+if args.steps is None:
+    args.steps = 2 if SMOKE else 4000 if lean else 1100
+if args.batch_size is None:
+    args.batch_size = 16 if lean else 32
 if args.evaluate is None:  # as many pixels at any size
     args.evaluate = 4 if SMOKE else max(16, 160_000 // args.size**2)
 if args.fills < 2:
@@ -74,13 +79,15 @@ channels, classes = loader.dataset.shape[0], loader.dataset.classes
 if args.generate and not classes:
     raise SystemExit(f"--generate needs class labels; {args.dataset} has none")
 torch.manual_seed(0)
-changes = dict(LEAN.get(args.size, {}) if args.unet is None else args.unet)
+changes = LEAN[args.size] if lean and args.unet is None else args.unet or {}
 if args.generate:
-    changes["num_classes"] = len(classes)
+    changes = {**changes, "num_classes": len(classes)}
 net = UNet.preset(args.size, channels + 1, channels, **changes)
 model = UNetWrapper(net, concat=("mask",), label_dropout=0.5 if args.generate else 0)
 path = MaskedProbPath(CondOTProbPath())
-times = LogitNormalTime() if args.size < 64 else ShiftedTime(shift=3.0)
+times = ShiftedTime(shift=3.0) if args.size >= 64 else UniformTime()
+if args.generate and args.size < 64:
+    times = LogitNormalTime()
 
 
 def loss(model, batch):
