@@ -35,6 +35,7 @@ parser.add_argument("--size", type=int, default=28)
 parser.add_argument("--steps", type=int, default=2 if SMOKE else 4000)
 parser.add_argument("--batch-size", type=int, default=32)
 parser.add_argument("--lr", type=float, default=2e-3)
+parser.add_argument("--ema", type=float, default=0.999, help="decay of the average of the weights")
 parser.add_argument("--unet", type=json.loads, help="changes of the preset, '{\"channels\": 48}'")
 parser.add_argument("--guidance", type=float, default=1.5, help="scale; 1 is none")
 parser.add_argument("--samples", type=int, default=200 if SMOKE else 1000)
@@ -78,7 +79,7 @@ def loss(model, batch):
     return velocity_loss(model(x=sample.x_t, t=sample.t, label=batch["label"]), sample)
 
 
-rates = {"lr": args.lr, "warmup": args.steps // 20, "ema_decay": 0.999}
+rates = {"lr": args.lr, "warmup": args.steps // 20, "ema_decay": args.ema}
 folders = {"output_dir": args.output / "checkpoints", "log_every": min(50, args.steps)}
 config = TrainerConfig(steps=args.steps, **rates, **folders)
 trainer = Trainer(model, loss, loader, config, accelerator)

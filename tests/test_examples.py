@@ -57,6 +57,7 @@ def test_generate_judges_on_the_first_of_two_processes(tmp_path):
         ("generate", ["--samples", "100"], "--samples must lie in 194 to"),
         ("generate", ["--samples", "1000000"], "--samples must lie in 194 to the number"),
         ("inpaint_pretrained", ["--fills", "1"], "--fills must be at least 2"),
+        ("inpainting", ["--fills", "1"], "--fills must be at least 2"),
     ],
 )
 def test_counts_that_cannot_be_judged_are_refused_before_training(

@@ -47,6 +47,7 @@ API = {
     "fm_ext.loss": [
         "LogitNormalTime",
         "PowerTime",
+        "ShiftedTime",
         "TimePairs",
         "TimeSampler",
         "UniformTime",
@@ -61,6 +62,7 @@ API = {
         "class_balance",
         "class_entropy",
         "classifier",
+        "colour_error",
         "coverage",
         "density",
         "energy_distance",

@@ -1,7 +1,7 @@
 """Recipes that train on one machine for the same seconds, alone or in turns, and are judged by one sampler.
 
-`recipe.py`, `time_to_quality.py`, `few_steps.py` and `frontier.py` use it. A recipe is a network and how it is trained;
-the learning rate follows the clock and not the step, so that each recipe ends its schedule where the budget ends.
+`recipe.py`, `filling.py`, `time_to_quality.py`, `few_steps.py` and `frontier.py` use it. A recipe is a network and how it
+is trained; the learning rate follows the clock and not the step, so that each recipe ends its schedule where the budget ends.
 """
 
 import json
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fm_ext.loss import TimeSampler, UniformTime, velocity_loss
 from fm_ext.metrics import FeatureMetrics, class_balance, classifier
 from fm_ext.models import GuidedVelocityModel, PredictionVelocityModel, UNet, UNetWrapper
+from fm_ext.path import MaskedProbPath
 from fm_ext.path.prediction import Prediction
 from fm_ext.sampling import Samples, draw_samples
 from fm_ext.solver import ExponentialSolver, MeanFlowSolver
@@ -66,6 +67,9 @@ class Recipe:
     prediction: Prediction = "velocity"
     space: Prediction = "velocity"  # that the error is measured in
     labels: bool = True
+    mask: Callable[..., Tensor] | None = None  # of the holes that are filled, drawn like a `Mask`
+    # More inputs of the network, by name, of images and masks.
+    show: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
     bf16: bool = BF16
 
 
@@ -79,7 +83,7 @@ class Run:
         self.net = recipe.net().to(images.device).train()
         self.optimizer = make_optimizer(self.net.parameters(), recipe, images.device)
         self.average = recipe.ema and ExponentialMovingAverage(self.net, recipe.ema)
-        self.path = AffineProbPath(recipe.scheduler)
+        self.path = MaskedProbPath(AffineProbPath(recipe.scheduler))
         self.seconds, self.steps = 0.0, 0
         self.order = torch.empty(0, dtype=torch.long)
         self.random = torch.get_rng_state()
@@ -126,9 +130,14 @@ class Run:
     def loss(self, x_0: Tensor, x_1: Tensor, label: Tensor) -> Tensor:
         """The loss of a batch; another objective overrides it."""
         recipe = self.recipe
-        sample = self.path.sample(x_0, x_1, recipe.times(len(x_1), device=x_1.device))
+        extras = {"label": label} if recipe.labels else {}
+        mask = None
+        if recipe.mask:
+            mask = recipe.mask(len(x_1), x_1.shape[-2:], device=x_1.device)
+            extras |= {"mask": mask} | (recipe.show(x_1, mask) if recipe.show else {})
+        t = recipe.times(len(x_1), device=x_1.device)
+        sample = self.path.sample(x_0, x_1, t, mask=mask)
         with torch.autocast(x_1.device.type, torch.bfloat16, enabled=recipe.bf16):
-            extras = {"label": label} if recipe.labels else {}
             output = self.net(x=sample.x_t, t=sample.t, **extras)
         return velocity_loss(
             output.float(),

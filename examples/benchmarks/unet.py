@@ -24,12 +24,6 @@ from fm_ext.models import UNet, UNetWrapper
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # the peers'
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--size", type=int, nargs="*", default=[28, 64], choices=[28, 64])
-parser.add_argument("--rounds", type=int, default=7)
-parser.add_argument("--batch-size", type=int, help="64 at 28 pixels and 16 at 64 if not given")
-parser.add_argument("--compile", action="store_true", help="compiled twins of every net too")
-args = parser.parse_args()
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -131,26 +125,39 @@ def race(calls: dict[str, Callable[[], Any]], rounds: int, unit: int, what: str)
         print(f"{name:<28}{ratio:8.2f}{unit / statistics.median(values):11.1f}{peak}", flush=True)
 
 
-for size in args.size:
-    torch.manual_seed(0)
-    batch = args.batch_size or {28: 64, 64: 16}[size]
-    precisions = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    x = torch.randn(batch, 1 if size == 28 else 3, size, size, device=device)
-    built = {name: net.to(device) for name, net in nets(size).items()}
-    parameters = ", ".join(
-        f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in built.items()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    print(
-        f"\n{size}x{size}, batch {batch}, {torch.get_num_threads()} threads, {device}; {parameters}"
-    )
-    if args.compile:
-        built |= {f"{name} compiled": torch.compile(net) for name, net in built.items()}
-    for title, make in (("training step", training_step), ("50 Euler steps", sampling)):
-        state = x if title == "training step" else x[:16]
-        calls = {
-            f"{name} {precision}": make(net, state, dtype)
-            for precision, dtype in precisions.items()
-            for name, net in built.items()
-        }
-        rounds = args.rounds if title == "training step" else max(2, args.rounds // 2)
-        race(calls, rounds, len(state), f"{title}, {size}x{size}, images {len(state)}")
+    parser.add_argument("--size", type=int, nargs="*", default=[28, 64], choices=[28, 64])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch-size", type=int, help="64 at 28 pixels and 16 at 64 if not given")
+    parser.add_argument("--compile", action="store_true", help="compiled twins of every net too")
+    args = parser.parse_args()
+    for size in args.size:
+        torch.manual_seed(0)
+        batch = args.batch_size or {28: 64, 64: 16}[size]
+        precisions = {"fp32": torch.float32, "bf16": torch.bfloat16}
+        x = torch.randn(batch, 1 if size == 28 else 3, size, size, device=device)
+        built = {name: net.to(device) for name, net in nets(size).items()}
+        parameters = ", ".join(
+            f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in built.items()
+        )
+        print(
+            f"\n{size}x{size}, batch {batch}, {torch.get_num_threads()} threads, {device}; {parameters}"
+        )
+        if args.compile:
+            built |= {f"{name} compiled": torch.compile(net) for name, net in built.items()}
+        for title, make in (("training step", training_step), ("50 Euler steps", sampling)):
+            state = x if title == "training step" else x[:16]
+            calls = {
+                f"{name} {precision}": make(net, state, dtype)
+                for precision, dtype in precisions.items()
+                for name, net in built.items()
+            }
+            rounds = args.rounds if title == "training step" else max(2, args.rounds // 2)
+            race(calls, rounds, len(state), f"{title}, {size}x{size}, images {len(state)}")
+
+
+if __name__ == "__main__":
+    main()

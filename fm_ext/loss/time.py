@@ -117,6 +117,31 @@ class PowerTime(TimeSampler):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShiftedTime(TimeSampler):
+    r"""$t = \frac{u}{u + s\,(1 - u)}$ of the times $u$ of another sampler: more effort near the source.
+
+    A large image is told from its noise late, because its pixels repeat one another: its colours and its layout are
+    decided early, where uniform times seldom are. So the shift grows with the side of the image (Esser et al., arXiv
+    2403.03206, equation 23, there in the noise level $1 - t$). `fm_ext.solver.shifted_grid` is the same map of steps.
+
+    Args:
+        shift: $s > 0$: 1 leaves the times as they are, more favours the source, less the data.
+        times: the sampler whose times are shifted; its own `stratified` is not used.
+    """
+
+    shift: float = 3.0
+    times: TimeSampler = UniformTime()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"`shift` must be positive and finite; got {self.shift}.")
+
+    def quantile(self, u: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        r"""$q / (q + s\,(1 - q))$ of the quantile $q$ of `times`."""
+        q = self.times.quantile(u)
+        return q / (q + self.shift * (1 - q))
+
+
 class TimePairs:
     r"""Draws pairs of times $t \le r$ for `mean_flow_loss`: the smaller and the larger of two, or t twice.
 

@@ -6,7 +6,7 @@ from fm_ext.metrics.estimate import Estimate, jackknife
 from fm_ext.metrics.feature import FeatureMetrics
 from fm_ext.metrics.fill import fill_diversity, seam_gradient
 from fm_ext.metrics.frechet import frechet_distance
-from fm_ext.metrics.hole import hole_psnr, hole_ssim
+from fm_ext.metrics.hole import colour_error, hole_psnr, hole_ssim
 from fm_ext.metrics.kernel import kernel_distance, maximum_mean_discrepancy
 from fm_ext.metrics.labels import class_balance, class_entropy
 from fm_ext.metrics.manifold import coverage, density, precision, recall
@@ -21,6 +21,7 @@ __all__ = [
     "class_balance",
     "class_entropy",
     "classifier",
+    "colour_error",
     "coverage",
     "density",
     "energy_distance",

@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
-from fm_ext.loss import LogitNormalTime, PowerTime, UniformTime
+from fm_ext.loss import LogitNormalTime, PowerTime, ShiftedTime, UniformTime
+from fm_ext.solver import shifted_grid
 
 LAWS = {
     "uniform": (UniformTime, {}, stats.uniform.cdf),
@@ -16,6 +17,12 @@ LAWS = {
     "power_data": (PowerTime, {"power": 2.0}, lambda t: t**3),
     "power_source": (PowerTime, {"power": 0.5, "towards": "source"}, lambda t: 1 - (1 - t) ** 1.5),
     "power_falling": (PowerTime, {"power": -0.5}, lambda t: t**0.5),
+    "shifted": (ShiftedTime, {"shift": 3.0}, lambda t: 3 * t / (1 + 2 * t)),
+    "shifted_power": (
+        ShiftedTime,
+        {"shift": 0.5, "times": PowerTime(power=1.0)},
+        lambda t: (0.5 * t / (1 - 0.5 * t)) ** 2,
+    ),
 }
 EACH = pytest.mark.parametrize("law", LAWS)
 BOTH = pytest.mark.parametrize("stratified", [False, True])
@@ -93,6 +100,7 @@ def test_an_empty_batch_has_no_times():
         (lambda: UniformTime()(-1), r"`batch` must be at least 0; got -1"),
         (lambda: LogitNormalTime(std=0.0), r"`std` must be positive and finite; got 0.0"),
         (lambda: LogitNormalTime(mean=float("nan")), r"`mean` must be finite; got nan"),
+        (lambda: ShiftedTime(shift=0.0), r"`shift` must be positive and finite; got 0.0"),
         (lambda: PowerTime(power=-1.0), r"`power` must be above -1 and finite; got -1.0"),
         (lambda: PowerTime(power=1.0, towards="noise"), r"`towards` must be 'data' or 'source'"),
     ],
@@ -105,3 +113,8 @@ def test_what_is_out_of_range_is_refused(make, message, untyped):
 def test_the_generator_may_live_elsewhere():
     times = UniformTime()(4, device="meta", generator=torch.Generator().manual_seed(0))
     assert times.device.type == "meta"
+
+
+def test_shifted_times_and_shifted_steps_are_one_map():
+    quantiles = ShiftedTime(shift=3.0).quantile(torch.linspace(0, 1, 9).double())
+    torch.testing.assert_close(quantiles, shifted_grid(8, shift=3.0))

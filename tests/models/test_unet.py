@@ -12,7 +12,12 @@ from fm_ext.models.blocks import Attention, ResBlock, Upsample, attend, zero
 
 
 def tiny(**changes) -> UNet:
-    return UNet(1, **({"channels": 8, "multipliers": (1, 2, 2), "head_channels": 8} | changes))
+    return UNet(
+        **(
+            {"in_channels": 1, "channels": 8, "multipliers": (1, 2, 2), "head_channels": 8}
+            | changes
+        )
+    )
 
 
 def awake(net: nn.Module) -> nn.Module:
@@ -24,7 +29,9 @@ def awake(net: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("size", [(28, 28), (32, 32), (17, 30), (1, 5)])
-@pytest.mark.parametrize("net", [tiny(), tiny(multipliers=(1,), attention=()), SmallUNet()])
+@pytest.mark.parametrize(
+    "net", [tiny(), tiny(multipliers=(1,), attention=()), tiny(patch_size=2), SmallUNet()]
+)
 def test_any_image_size(net, size):
     x = torch.randn(2, 1, *size)
     assert net(x, torch.rand(2)).shape == x.shape
@@ -59,6 +66,15 @@ def test_padding_does_not_change_divisible_images_and_crops_the_rest():
     padded = F.pad(x, (0, 3, 0, 3), mode="replicate")
     t = torch.rand(1)
     torch.testing.assert_close(net(x, t), net(padded, t)[..., :13, :13])
+
+
+def test_patches_are_channels_of_a_network_at_a_fraction_of_the_resolution():
+    net = awake(tiny(in_channels=2, out_channels=1, patch_size=3))
+    inner = awake(UNet(18, 9, channels=8, multipliers=(1, 2, 2), head_channels=8))
+    inner.load_state_dict(net.state_dict())
+    x, t = torch.randn(2, 2, 24, 36), torch.rand(2)
+    expected = F.pixel_shuffle(inner(F.pixel_unshuffle(x, 3), t), 3)
+    torch.testing.assert_close(net(x, t), expected)
 
 
 def test_every_residual_block_feels_time_and_class():
@@ -321,6 +337,8 @@ def test_bad_input():
         UNet(1, multipliers=())
     with pytest.raises(ValueError, match=r"`attention` must name levels from 0 to 2.*\(3,\)"):
         UNet(1, multipliers=(1, 2, 2), attention=(3,))
+    with pytest.raises(ValueError, match=r"`patch_size` must be at least 1, .*; got 0"):
+        UNet(1, patch_size=0)
     with pytest.raises(ValueError, match=r"`num_classes` must be at least 1, .*; got 0"):
         UNet(1, num_classes=0)
     with pytest.raises(ValueError, match="`channels` must divide into heads"):
