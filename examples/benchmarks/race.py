@@ -1,7 +1,8 @@
 """Recipes that train on one machine for the same seconds, alone or in turns, and are judged by one sampler.
 
-`recipe.py`, `filling.py`, `time_to_quality.py`, `few_steps.py` and `frontier.py` use it. A recipe is a network and how it
-is trained; the learning rate follows the clock and not the step, so that each recipe ends its schedule where the budget ends.
+`recipe.py`, `filling.py`, `time_to_quality.py`, `few_steps.py` and `frontier.py` use it. A recipe is a network and how
+it is trained; the learning rate follows the clock and not the step, so that each recipe ends its schedule where the
+budget ends.
 """
 
 import json
