@@ -1,6 +1,6 @@
 """Straighten a flow on its own pairs, then distil it to one step: rectified flow end to end on MNIST.
 
-    accelerate launch examples/reflow.py                  # shipped digits, half an hour on 2 cores
+    accelerate launch examples/reflow.py                  # shipped digits, expect an hour on 2 cores
     accelerate launch examples/reflow.py --dataset ylecun/mnist --steps 20000 --pairs 60000
 Three trainings of the same network: the flow of examples/generate.py; the same on pairs of noise and what the flow made
 of it, on disk; and the last on those pairs at t = 0 alone. Prints distances to the test images at 1, 2 and 4 Euler
