@@ -41,8 +41,7 @@ from fm_ext.training import Trainer, TrainerConfig, auto_accelerator, leave_to_m
 MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, FreeForm, Irregular, Hybrid)}
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parent / "data" / "mnist")
-# For minutes of training (docs/content/guides/inpainting.md). Digits that are only filled, and other sides, take
-# the preset of UNet.
+# For minutes of training (docs/content/guides/inpainting.md); digits that are only filled take UNet's own preset.
 LEAN = {
     28: {"channels": 24, "head_channels": 24, "attention": ()},
     64: {"channels": 32, "multipliers": (1, 2, 2), "patch_size": 2},
