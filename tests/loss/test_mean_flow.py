@@ -86,7 +86,7 @@ def exact(model, sample, **extras):
     return replace(sample, dx_t=velocity if sample.mask is None else velocity * sample.mask)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=str)
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__name__)
 def test_the_identity(scheduler):
     """u = v + (r - t) du/dt along the flow, for spans of either sign."""
     model, (sample, r) = Gaussian(scheduler), batch(scheduler)
@@ -99,7 +99,7 @@ def test_the_identity(scheduler):
 @pytest.mark.parametrize("tangent", ["marginal", "conditional"])
 @pytest.mark.parametrize("power", [0.0, 1.0])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=str)
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__name__)
 def test_no_loss_at_the_truth(scheduler, masked, power, tangent):
     model, (sample, r) = Gaussian(scheduler), batch(scheduler, masked)
     wanted = {"power": power, "tangent": tangent, "reduction": "none"}
@@ -224,7 +224,7 @@ def test_reductions_weights_and_power():
 
 
 @pytest.mark.parametrize("grid", [[0.0, 1.0], [0.0, 0.3, 1.0], [1.0, 0.8, 0.1]])
-@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=str)
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__name__)
 def test_every_grid_of_jumps_is_the_flow(scheduler, grid):
     model = MeanFlowModel(Gaussian(scheduler))
     x = torch.randn(5, 1, 2, 3, dtype=torch.float64)
