@@ -1,8 +1,9 @@
-"""Draws the figures of the guides that come from no example: schedules, time grids, methods of the solver.
+"""Draws the figures of the docs that come from no example: schedules, grids, methods of the solver, a film of fills.
 
     python docs/figures.py                        # seconds; writes docs/content/images
 
-Nothing is trained: schedules and grids are formulas, and the solver is asked for the exact flow of a finite data set.
+Nothing is trained: schedules and grids are formulas, the solver is asked for the exact flow of a finite data set, and
+the holes are filled by the network that comes with the package.
 """
 
 import sys
@@ -12,6 +13,9 @@ import matplotlib.pyplot as plt
 import torch
 from flow_matching.path.scheduler import CondOTScheduler
 
+from fm_ext.data import load_images
+from fm_ext.hub import FlowModel, to_grid, to_pictures
+from fm_ext.mask import RandomBox
 from fm_ext.models import EmpiricalVelocityModel
 from fm_ext.path.scheduler import ShiftedScheduler, get_scheduler
 from fm_ext.solver import ODESolver, cosine_grid, karras_grid, shifted_grid, uniform_grid
@@ -79,10 +83,36 @@ def draw_methods(folder: Path, samples: int) -> None:
     figure.savefig(folder / "methods.png", dpi=90)
 
 
-def main(folder: Path, samples: int = 500) -> None:
+def draw_film(folder: Path, steps: int) -> None:
+    """Eight test digits with a hole, in columns, and four fills of each on their way from noise."""
+    generator = torch.Generator().manual_seed(1)
+    digits = Path(__file__).parents[1] / "examples/data/mnist"
+    image, _ = load_images(str(digits), limit=8)
+    mask = RandomBox(area=(0.2, 0.3))(len(image), image.shape[-2:], generator=generator)
+    holes = image.masked_fill(mask, 0.0)
+    states = []
+    FlowModel.from_pretrained("mnist").fill(
+        image,
+        mask,
+        fills=4,
+        method="euler",
+        steps=steps,
+        generator=generator,
+        callback=lambda _, state: states.append(state.clamp(-1, 1)),
+    )
+    frames = [to_grid(to_pictures(torch.cat([image, holes, state])), columns=8) for state in states]
+    frames = [frame.resize((2 * frame.width, 2 * frame.height), 0) for frame in frames]
+    durations = [80] * (len(frames) - 1) + [2000]
+    frames[0].save(
+        folder / "fill.gif", save_all=True, append_images=frames[1:], duration=durations, loop=0
+    )
+
+
+def main(folder: Path, samples: int = 500, steps: int = 24) -> None:
     draw_schedules(folder)
     draw_grids(folder)
     draw_methods(folder, samples)
+    draw_film(folder, steps)
     plt.close("all")
 
 
