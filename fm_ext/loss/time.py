@@ -142,6 +142,7 @@ class ShiftedTime(TimeSampler):
         return q / (q + self.shift * (1 - q))
 
 
+@dataclass(frozen=True, kw_only=True)
 class TimePairs:
     r"""Draws pairs of times $t \le r$ for `mean_flow_loss`: the smaller and the larger of two, or t twice.
 

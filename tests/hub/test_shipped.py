@@ -44,6 +44,6 @@ def test_digits_of_a_class_are_read_as_that_class(name, generator):
 
 
 def test_the_code_of_the_docs_page_runs(request):
-    page = (request.config.rootpath / "docs/content/hub.md").read_text()
+    page = (request.config.rootpath / "docs/content/guides/hub.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    exec(compile("\n".join(blocks), "docs/content/hub.md", "exec"), {"__name__": "hub_md"})
+    exec(compile("\n".join(blocks), "docs/content/guides/hub.md", "exec"), {"__name__": "hub_md"})

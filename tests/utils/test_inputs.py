@@ -130,7 +130,8 @@ def test_a_wrapper_says_what_it_takes_and_a_network_names_it():
     assert taken_extras(torch.compile(Net(), backend="eager")) == {"label"}
     assert taken_extras(ModelWrapper(lambda x, t, **more: x)) is None
     net = UNet(2, 1, channels=8, multipliers=(1,), attention=(), num_classes=3)
-    assert taken_extras(UNetWrapper(net, concat=("mask",))) == {"label", "mask", "hide_known"}
+    named = {"label", "r", "guidance_scale"}  # what it was not built for it refuses when asked
+    assert taken_extras(UNetWrapper(net, concat=("mask",))) == named | {"mask", "hide_known"}
 
 
 def test_an_answer_is_a_tensor_of_the_states_shape():
