@@ -105,7 +105,7 @@ models = {
     for name, path in paths.items()
 }
 leave_to_main(accelerator)
-best = "transport, noise"
+best = next(name for name in ("U-Net", "transport, noise", *models) if name in models)
 flow = FlowModel(models[best], paths[best], shape=(1, 28, 28), source="image")
 flow.save_pretrained(args.output / "pretrained")
 judge = classifier("mnist").to(accelerator.device)
