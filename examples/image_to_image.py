@@ -140,7 +140,11 @@ print(
 )
 print(f"cost: mean squared distance from garment to digit; {solver.nfe} evaluations a translation")
 
-figure, axes = plt.subplots(-(-len(paths) // 2), 2, figsize=(12, 9.6), layout="constrained")
+across = min(len(paths), 2)
+down = -(-len(paths) // across)
+figure, axes = plt.subplots(
+    down, across, figsize=(6 * across, 3.4 * down), layout="constrained", squeeze=False
+)
 for axis in axes.flat[len(paths) :]:
     axis.set_visible(False)
 for axis, name, states in zip(axes.flat, paths, rows, strict=False):

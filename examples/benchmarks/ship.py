@@ -38,8 +38,8 @@ MODELS = {
         data="889 training images of 64x64 pixels, 154 designs in several skin tones (Microsoft's Fluent emoji)",
         data_licence="MIT",
         machine="a part of one shared x86-64 core with bfloat16 instructions",
-        limits="Aligned busts of this one style on white, 64x64 pixels. After 3,000 updates fills of large holes "
-        "show grain and patches of foreign colour.",
+        limits="Aligned busts of this one style on white, 64x64 pixels. In large holes some patches of foreign "
+        "colour remain, above all in clothes.",
         licence="mit",
     ),
     "garments_to_digits": Measured(

@@ -43,6 +43,16 @@ def test_digits_of_a_class_are_read_as_that_class(name, generator):
     assert (classifier("mnist")(drawn).argmax(1) == label).float().mean() > 0.8
 
 
+@pytest.mark.parametrize("name", shipped_names("translate"))
+def test_garments_become_digits(name, request, generator):
+    image, _ = load_images(request.config.rootpath / "examples/data/fashion_mnist", limit=16)
+    turned = FlowModel.from_pretrained(name).translate(image, generator=generator)
+    sure = [
+        (classifier("mnist")(x).softmax(1).amax(1) > 0.9).float().mean() for x in (image, turned)
+    ]
+    assert sure[1] > sure[0] + 0.1
+
+
 def test_the_code_of_the_docs_page_runs(request):
     page = (request.config.rootpath / "docs/content/guides/hub.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
