@@ -31,8 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     app = commands.add_parser("app", help="the same in a browser", add_help=False)
     app.set_defaults(run=_app)
     args, rest = parser.parse_known_args(arguments)
-    # Before torch starts its threads: else they wait by running, and on a busy machine a fill takes 40 times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if args.command == "app":
         args.rest = rest
     elif rest:
@@ -239,4 +237,6 @@ class _Bar:
 
 
 if __name__ == "__main__":
+    # Before torch starts its threads: else they wait by running, and on a busy machine a fill takes 40 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(main())

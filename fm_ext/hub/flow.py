@@ -25,7 +25,7 @@ from fm_ext.path import MaskedProbPath, PathWrapper
 from fm_ext.solver import InpaintingSolver, ODESolver
 from fm_ext.solver.inpainting.solver import METHODS
 from fm_ext.solver.methods import ADAPTIVE, SCIPY
-from fm_ext.utils.inputs import check_mask, randn_like
+from fm_ext.utils.inputs import check_mask, randn_like, repeat_samples
 from fm_ext.utils.model_wrapper import ModelWrapper
 
 Callback = Callable[[float, Tensor], None]
@@ -458,10 +458,10 @@ class FlowModel(ModelHubMixin):
                 f"`method` must be one of {', '.join(METHODS)} for a model that was trained on whole images; got "
                 f"{how.method!r}."
             )
-        whole, hole = _repeat(image, copies), _repeat(mask, copies)
+        whole, hole = repeat_samples(image, copies), repeat_samples(mask, copies)
         extras: dict[str, Any] = {"mask": hole}
         if labels is not None:
-            extras["label"] = _repeat(labels, copies)
+            extras["label"] = repeat_samples(labels, copies)
         noise = self._source(randn_like(whole, generator), generator, extras)
         model: nn.Module = self._guided(how, labels, hide_known=labels is None)
         if not getattr(model, "holds_known", False):
@@ -528,10 +528,8 @@ class FlowModel(ModelHubMixin):
             )
         how = self.samplers[task]
         if method is not None and method != how.method:
-            usual = _usual_steps(
-                method
-            )  # of its kind; a method of the same kind takes as many as the measured one
-            same = usual == _usual_steps(how.method)
+            usual = _usual_steps(method)
+            same = usual == _usual_steps(how.method)  # then it takes as many as the measured one
             how = replace(how, method=method, steps=how.steps if same else usual)
         if steps is not None:
             how = replace(how, steps=steps)
@@ -632,7 +630,3 @@ class _Reporting(ModelWrapper):
 def _usual_steps(method: str) -> int | None:
     """How many steps a method takes unless it is told; None for an adaptive one."""
     return 50 if method in METHODS else None if method in (*ADAPTIVE, *SCIPY) else 8
-
-
-def _repeat(value: Tensor, copies: int) -> Tensor:
-    return value.repeat(copies, *(1 for _ in value.shape[1:]))

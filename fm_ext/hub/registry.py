@@ -205,15 +205,14 @@ def _points() -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=GROUP))
 
 
+def _scheduled(model: Any) -> dict[str, Any]:
+    return {"scheduler": model.schedule}
+
+
 register("unet")(models.UNet)
 register("small_unet")(models.SmallUNet)
 register("mlp")(models.MLP)
-register(
-    "empirical_velocity_model",
-    arguments=lambda m: {
-        "scheduler": m.schedule,
-    },
-)(models.EmpiricalVelocityModel)
+register("empirical_velocity_model", arguments=_scheduled)(models.EmpiricalVelocityModel)
 register("unet_wrapper")(models.UNetWrapper)
 register("masked_velocity_model")(models.MaskedVelocityModel)
 register(
@@ -224,18 +223,10 @@ register(
     },
 )(models.GuidedVelocityModel)
 register("mean_flow_model")(models.MeanFlowModel)
-register(
-    "prediction_velocity_model",
-    arguments=lambda m: {
-        "scheduler": m.schedule,
-    },
-)(models.PredictionVelocityModel)
-register(
-    "schedule_transformed_model",
-    arguments=lambda m: {
-        "velocity_model": m.model,
-    },
-)(ScheduleTransformedModel)
+register("prediction_velocity_model", arguments=_scheduled)(models.PredictionVelocityModel)
+register("schedule_transformed_model", arguments=lambda m: {"velocity_model": m.model})(
+    ScheduleTransformedModel
+)
 
 register("upstream_affine_path")(upstream.AffineProbPath)
 register("upstream_cond_ot_path")(upstream.CondOTProbPath)

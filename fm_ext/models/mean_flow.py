@@ -31,6 +31,8 @@ class MeanFlowModel(ModelWrapper):
         ValueError: around a `ScheduleTransformedModel`, which transforms `t` alone.
     """
 
+    holds_itself = True
+
     own = frozenset({"r"})
 
     def __init__(self, model: nn.Module):
@@ -48,16 +50,6 @@ class MeanFlowModel(ModelWrapper):
                 "`model` holds a ScheduleTransformedModel, which transforms the first time and not the second. Put it "
                 "outside, for the velocity: ScheduleTransformedModel(MeanFlowModel(network), ...)."
             )
-
-    @property
-    def holds_known(self) -> bool:
-        """True."""
-        return True
-
-    @property
-    def reads_mask(self) -> bool:
-        """True."""
-        return True
 
     def forward(
         self,

@@ -51,6 +51,8 @@ class PredictionVelocityModel(ModelWrapper):
             answers with a velocity already.
     """
 
+    holds_itself = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -82,16 +84,6 @@ class PredictionVelocityModel(ModelWrapper):
     def answers(self) -> str:
         """A velocity."""
         return "velocity"
-
-    @property
-    def holds_known(self) -> bool:
-        """True."""
-        return True
-
-    @property
-    def reads_mask(self) -> bool:
-        """True."""
-        return True
 
     def extra_repr(self) -> str:
         """Schedule, prediction, and the times at which the network is asked."""

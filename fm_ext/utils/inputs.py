@@ -183,6 +183,11 @@ def map_samples(extras: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -
     return {name: _walk(value, name, lambda _, v: change(v)) for name, value in extras.items()}
 
 
+def repeat_samples(value: Tensor, copies: int) -> Tensor:
+    """The whole batch, as often as said: `(copies * batch, ...)`."""
+    return value.repeat(copies, *(1 for _ in value.shape[1:]))
+
+
 def map_tensors(extras: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
     """The extras, with every tensor changed, shared ones too."""
     return {

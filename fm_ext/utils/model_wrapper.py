@@ -19,6 +19,8 @@ class ModelWrapper(UpstreamModelWrapper):
 
     Attributes:
         own: the extras that the wrapper itself takes.
+        holds_itself: whether the wrapper reads the `mask` itself and makes its velocity 0 at known entries, as one that
+            transforms the state or the time does.
         takes: all extras that it and what is inside take; None for any.
         schedule: the schedule on which it lives, where something inside says so; else None.
         answers: "velocity" where something inside makes its answer one, whatever the network predicts; else None.
@@ -28,6 +30,7 @@ class ModelWrapper(UpstreamModelWrapper):
     """
 
     own: ClassVar[frozenset[str]] = frozenset()
+    holds_itself: ClassVar[bool] = False
     opens_shared: ClassVar[bool] = True
 
     @property
@@ -49,12 +52,12 @@ class ModelWrapper(UpstreamModelWrapper):
     @property
     def holds_known(self) -> bool:
         """Whether the velocity is 0 at known entries where a `mask` is among the extras."""
-        return getattr(self.model, "holds_known", False)
+        return self.holds_itself or getattr(self.model, "holds_known", False)
 
     @property
     def reads_mask(self) -> bool:
         """Whether something inside needs the `mask` for more than handing it to the network."""
-        return getattr(self.model, "reads_mask", False)
+        return self.holds_itself or getattr(self.model, "reads_mask", False)
 
     @property
     def null_label(self) -> int | None:

@@ -62,6 +62,12 @@ class Gaussian(nn.Module):
         return torch.where(span == 0, velocity, average) + self.off * x.cos()
 
 
+def small_unet() -> UNet:
+    """Of two times, two classes, and the scale of guidance."""
+    kind = {"num_classes": 2, "second_time": True, "guidance_input": True}
+    return UNet(1, channels=8, multipliers=(1, 2), head_channels=8, **kind)
+
+
 def shake(net):
     """Fills what starts at zero, so that every layer has a say."""
     for parameter in net.parameters():
@@ -278,15 +284,7 @@ def test_networks_of_two_times(kind):
             torch.randn(6, 2).double(),
         )
     else:
-        net = UNet(
-            1,
-            channels=8,
-            multipliers=(1, 2),
-            head_channels=8,
-            num_classes=2,
-            second_time=True,
-            guidance_input=True,
-        )
+        net = small_unet()
         net, x = net.double(), torch.randn(6, 1, 8, 8).double()
         shake(net)
     model = MeanFlowModel(UNetWrapper(net))
@@ -310,15 +308,7 @@ def test_networks_of_two_times(kind):
 
 
 def test_a_step_of_training_reaches_every_parameter_in_bfloat16():
-    net = UNet(
-        1,
-        channels=8,
-        multipliers=(1, 2),
-        head_channels=8,
-        num_classes=2,
-        second_time=True,
-        guidance_input=True,
-    )
+    net = small_unet()
     shake(net)
     x, label = torch.randn(8, 1, 8, 8), torch.arange(8) % 2
     t, r = TimePairs()(8)

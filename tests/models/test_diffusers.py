@@ -45,15 +45,21 @@ def embeddings(*shape):
     return 2 * torch.randn(*shape), 2 * torch.randn(*shape)
 
 
+def pipeline(kind, network, scheduler, *encoders):
+    """A pipeline of a transformer without what makes prompts into embeddings and latents into images."""
+    absent = dict.fromkeys(("vae", "text_encoder", "tokenizer", *encoders))
+    return kind(transformer=randomised(network), scheduler=scheduler, **absent)
+
+
 def sd3(scheduler, guidance):
     net = diffusers.SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=12, out_channels=4,
         pos_embed_max_size=8,
     )  # fmt: skip
-    pipe = diffusers.StableDiffusion3Pipeline(
-        transformer=randomised(net), scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None,
-        text_encoder_2=None, tokenizer_2=None, text_encoder_3=None, tokenizer_3=None,
+    pipe = pipeline(
+        diffusers.StableDiffusion3Pipeline, net, scheduler, "text_encoder_2", "tokenizer_2", "text_encoder_3",
+        "tokenizer_3",
     )  # fmt: skip
     (text, empty), (pooled, none) = embeddings(2, TEXT, 16), embeddings(2, 12)
     call = {"prompt_embeds": text, "pooled_prompt_embeds": pooled, "guidance_scale": guidance or 1.0,
@@ -69,10 +75,7 @@ def flux(scheduler, guidance, embeds=False):
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=16, pooled_projection_dim=12, guidance_embeds=embeds, axes_dims_rope=(2, 2, 4),
     )  # fmt: skip
-    pipe = diffusers.FluxPipeline(
-        transformer=randomised(net), scheduler=scheduler, vae=None, text_encoder=None, tokenizer=None,
-        text_encoder_2=None, tokenizer_2=None,
-    )  # fmt: skip
+    pipe = pipeline(diffusers.FluxPipeline, net, scheduler, "text_encoder_2", "tokenizer_2")
     (text, empty), (pooled, none) = embeddings(2, TEXT, 16), embeddings(2, 12)
     call = {"prompt_embeds": text, "pooled_prompt_embeds": pooled, "height": 64, "width": 96}
     conditions = {"encoder_hidden_states": text, "pooled_projections": pooled}
@@ -96,13 +99,7 @@ def sana(scheduler, guidance):
         num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=16,
         sample_size=8, patch_size=1,
     )  # fmt: skip
-    pipe = diffusers.SanaPipeline(
-        transformer=randomised(net),
-        scheduler=scheduler,
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-    )
+    pipe = pipeline(diffusers.SanaPipeline, net, scheduler)
     text, empty = embeddings(2, TEXT, 16)
     mask = torch.ones(2, TEXT, dtype=torch.long)
     other = mask.clone()
@@ -122,13 +119,7 @@ def aura(scheduler, guidance):
         num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16, out_channels=4,
         pos_embed_max_size=64,
     )  # fmt: skip
-    pipe = diffusers.AuraFlowPipeline(
-        transformer=randomised(net),
-        scheduler=scheduler,
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-    )
+    pipe = pipeline(diffusers.AuraFlowPipeline, net, scheduler)
     text, empty = embeddings(2, TEXT, 16)
     mask = torch.ones(2, TEXT)
     call = {"prompt_embeds": text, "prompt_attention_mask": mask, "negative_prompt_embeds": empty,
@@ -143,13 +134,7 @@ def lumina2(scheduler, guidance):
         sample_size=8, in_channels=4, hidden_size=16, num_layers=1, num_refiner_layers=1, num_attention_heads=2,
         num_kv_heads=1, multiple_of=8, axes_dim_rope=(2, 2, 4), axes_lens=(32, 16, 16), cap_feat_dim=16,
     )  # fmt: skip
-    pipe = diffusers.Lumina2Pipeline(
-        transformer=randomised(net),
-        scheduler=scheduler,
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-    )
+    pipe = pipeline(diffusers.Lumina2Pipeline, net, scheduler)
     text, empty = embeddings(2, TEXT, 16)
     mask = torch.ones(2, TEXT, dtype=torch.bool)
     call = {"prompt_embeds": text, "prompt_attention_mask": mask, "negative_prompt_embeds": empty,
@@ -165,13 +150,7 @@ def qwen(scheduler, guidance):
         in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16, num_attention_heads=1,
         joint_attention_dim=16, axes_dims_rope=(4, 6, 6),
     )  # fmt: skip
-    pipe = diffusers.QwenImagePipeline(
-        transformer=randomised(net),
-        scheduler=scheduler,
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-    )
+    pipe = pipeline(diffusers.QwenImagePipeline, net, scheduler)
     text, _ = embeddings(2, TEXT, 16)
     mask = torch.ones(2, TEXT, dtype=torch.long)
     call = {"prompt_embeds": text, "prompt_embeds_mask": mask, "height": 64, "width": 96}
@@ -184,13 +163,7 @@ def z_image(scheduler, guidance):
         in_channels=4, dim=16, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
         axes_dims=[2, 2, 4], axes_lens=[64, 16, 16],
     )  # fmt: skip
-    pipe = diffusers.ZImagePipeline(
-        transformer=randomised(net),
-        scheduler=scheduler,
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-    )
+    pipe = pipeline(diffusers.ZImagePipeline, net, scheduler)
     text, empty = embeddings(2, TEXT, 16)
     call = {"prompt_embeds": list(text), "negative_prompt_embeds": list(empty), "height": 64, "width": 96,
             "guidance_scale": guidance - 1 if guidance else 0.0}  # fmt: skip

@@ -60,6 +60,8 @@ class ScheduleTransformedModel(ModelWrapper):
             derivatives at t = 0 are not finite.
     """
 
+    holds_itself = True
+
     def __init__(
         self,
         velocity_model: nn.Module | Callable[..., Tensor],
@@ -111,16 +113,6 @@ class ScheduleTransformedModel(ModelWrapper):
     def answers(self) -> str:
         """A velocity."""
         return "velocity"
-
-    @property
-    def holds_known(self) -> bool:
-        """True."""
-        return True
-
-    @property
-    def reads_mask(self) -> bool:
-        """True."""
-        return True
 
     def forward(
         self, x: Float[Tensor, " batch *dim"], t: Float[Tensor, "..."], **extras: Any

@@ -25,7 +25,14 @@ from fm_ext.solver.inpainting.problem import Problem, Source
 from fm_ext.solver.inpainting.renoising import Flower, PnPFlow
 from fm_ext.solver.inpainting.replacement import RePaint, Replace, RestoraFlow
 from fm_ext.solver.inpainting.twisted import TwistedSMC
-from fm_ext.utils.inputs import check_extras, check_mask, is_wrapper, map_samples, map_tensors
+from fm_ext.utils.inputs import (
+    check_extras,
+    check_mask,
+    is_wrapper,
+    map_samples,
+    map_tensors,
+    repeat_samples,
+)
 
 METHODS: dict[str, type[Method]] = {
     "d_flow": DFlow,
@@ -167,11 +174,11 @@ class InpaintingSolver(Solver):
         if self.codec is not None:
             image = self.codec.encode(given, pixels, generator=generator)
             mask = self.codec.mask(pixels[:, :1].expand(-1, -1, *given.shape[-2:]))
-        whole, hole = _repeated(image, copies), _repeated(mask, copies)
+        whole, hole = repeat_samples(image, copies), repeat_samples(mask, copies)
         compute = torch.promote_types(image.dtype, torch.float32)
         with torch.inference_mode(False), torch.no_grad():
             extras = check_extras(model_extras, image)
-            extras = map_samples(extras, lambda extra: _repeated(extra, copies))
+            extras = map_samples(extras, lambda extra: repeat_samples(extra, copies))
             # No gradient passes a tensor of inference mode.
             extras = map_tensors(extras, lambda e: e.clone() if e.is_inference() else e)
             problem = Problem(
@@ -193,7 +200,7 @@ class InpaintingSolver(Solver):
             if noise_std == 0:
                 filled = torch.where(hole, filled, whole)
             if self.codec is not None:
-                around = _repeated(given, copies), _repeated(pixels, copies)
+                around = repeat_samples(given, copies), repeat_samples(pixels, copies)
                 filled = self.codec.paste(self.codec.decode(filled), *around)
         return filled if fills is None else filled.unflatten(0, (copies, len(image)))
 
@@ -260,7 +267,3 @@ def _check_model(model: Any, scheduler: Scheduler) -> None:
                 "entries by itself. Write ODESolver(model).sample(torch.where(mask, noise, image), steps=9, mask=mask)."
             )
         inner = inner.model
-
-
-def _repeated(value: Tensor, copies: int) -> Tensor:
-    return value.repeat(copies, *(1 for _ in value.shape[1:]))
