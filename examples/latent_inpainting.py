@@ -10,6 +10,7 @@ seam of the fills, pasted and blended; saves a picture. Run again, it goes on.
 
 import argparse
 import os
+import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -19,7 +20,8 @@ from torch import nn
 from torchvision.utils import make_grid
 
 from fm_ext.data import image_loader, latent_loader, load_images, write_latents
-from fm_ext.loss import UniformTime, velocity_loss
+from fm_ext.hub import FlowModel, register
+from fm_ext.loss import ShiftedTime, UniformTime, velocity_loss
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
 from fm_ext.metrics import hole_psnr, hole_ssim, seam_gradient
 from fm_ext.models import LatentCodec, MaskedVelocityModel, UNet, UNetWrapper
@@ -38,7 +40,9 @@ parser.add_argument("--vae", help="a name or folder of diffusers' AutoencoderKL"
 parser.add_argument("--pixels", action="store_true", help="no autoencoder")
 parser.add_argument("--vae-steps", type=int, default=2 if SMOKE else 2000)
 parser.add_argument("--steps", type=int, default=2 if SMOKE else 4000)
-parser.add_argument("--batch-size", type=int, default=16)
+parser.add_argument(
+    "--batch-size", type=int, default=16, help="of the flow; the autoencoder's is half"
+)
 parser.add_argument("--channels", type=int, default=16 if SMOKE else 64, help="of the flow's U-Net")
 parser.add_argument("--dilation", type=int, default=1, help="rim of latents given up around a hole")
 parser.add_argument("--images", type=int, default=4 if SMOKE else 90, help="to fill")
@@ -56,11 +60,13 @@ sample_of_data, _ = load_images(**data, split="train", limit=8 if SMOKE else 256
 
 
 # ---- the autoencoder ------------------------------------------------------------------------
+@register("small_autoencoder")  # so that a folder can name it
 class Autoencoder(nn.Module):
     """Sixteen pixels to four numbers, by strided convolutions."""
 
     def __init__(self, width=24, latent=4):
         super().__init__()
+        self.width, self.latent = width, latent
         conv, act = nn.Conv2d, nn.SiLU
         self.encode = nn.Sequential(
             *(conv(3, width, 3, padding=1), act(), conv(width, width, 4, 2, 1), act()),
@@ -96,7 +102,7 @@ if args.pixels:
     codec = LatentCodec(Pixels(), factor=1).to(accelerator.device)
 elif args.vae is None:
     config = TrainerConfig(steps=args.vae_steps, lr=1e-3, output_dir=args.output / "autoencoder")
-    loader = image_loader(**data, batch_size=args.batch_size)
+    loader = image_loader(**data, batch_size=args.batch_size // 2)
     trainer = Trainer(Autoencoder(), reconstruction_loss, loader, config, accelerator)
     trainer.fit()
     codec = LatentCodec(trainer.ema_model, factor=4, dilation=args.dilation, batch_size=64)
@@ -108,6 +114,8 @@ else:
     vae = AutoencoderKL.from_pretrained(args.vae).to(accelerator.device)
     codec = LatentCodec(vae, dilation=args.dilation, batch_size=8).to(accelerator.device)
 
+print(f"autoencoder: {time.process_time():.0f} seconds of the processor from the start")
+
 # ---- the latents, encoded once; each process writes its share -------------------------------
 write_latents(codec=codec, folder=args.output / "latents", device=accelerator.device, **data)
 accelerator.wait_for_everyone()
@@ -115,8 +123,10 @@ latents = latent_loader(args.output / "latents", batch_size=args.batch_size)
 
 # ---- the flow: the masked path, with the latents' masks -------------------------------------
 width = next(iter(latents))["latent"].shape[1]
-net = UNet.preset(args.size if args.pixels else 32, width + 1, width, channels=args.channels)
-path, times = MaskedProbPath(CondOTProbPath()), UniformTime()
+patch = max(1, args.size // 32) if args.pixels else 1  # the same network, at 32x32 in both spaces
+net = UNet.preset(32, width + 1, width, channels=args.channels, patch_size=patch)
+path = MaskedProbPath(CondOTProbPath())
+times = ShiftedTime(shift=3.0) if args.pixels else UniformTime()  # pixels decide colours early
 
 
 def loss(model, batch):
@@ -127,17 +137,25 @@ def loss(model, batch):
     return velocity_loss(model(x=sample.x_t, t=sample.t, mask=sample.mask), sample)
 
 
-decay = 0.99 if args.steps < 5000 else 0.999
 config = TrainerConfig(
     steps=args.steps,
-    lr=1e-3,
+    lr=2e-3,
     warmup=args.steps // 20,
-    ema_decay=decay,
+    ema_decay=0.99 if args.steps < 2000 else 0.999,
     output_dir=args.output / "flow",
 )
 trainer = Trainer(UNetWrapper(net, concat=("mask",)), loss, latents, config, accelerator)
 trainer.fit()
 leave_to_main(accelerator)
+flow = FlowModel(
+    trainer.ema_model,
+    path,
+    shape=(3, args.size, args.size),
+    codec=None if args.pixels else codec,
+)
+flow.save_pretrained(args.output / "pretrained")
+print(f"the network and its autoencoder are in {args.output}/pretrained")
+print(f"flow: {time.process_time():.0f} seconds of the processor from the start")
 
 # ---- fill holes in the test images ----------------------------------------------------------
 images, _ = load_images(**data, split="test", limit=args.images, device=accelerator.device)

@@ -80,6 +80,13 @@ def read_measured(config: Mapping[str, Any]) -> Measured:
     return Measured(**given, metrics=metrics)
 
 
+def _autoencoder(codec: Mapping[str, Any] | None) -> str:
+    if codec is None:
+        return ""
+    cells = f"{codec['factor']}x{codec['factor']} pixels a cell"
+    return f"{codec['vae']['class']}, {cells}; samples are decoded from latents"
+
+
 def write_card(measured: Measured, config: Mapping[str, Any], parameters: int) -> ModelCard:
     """The card as markdown with the hub's metadata.
 
@@ -110,6 +117,7 @@ def write_card(measured: Measured, config: Mapping[str, Any], parameters: int) -
     facts = {
         "samples": f"{size}, values in {config['data_range']}",
         "classes": ", ".join(config["classes"] or ()),
+        "autoencoder": _autoencoder(config["codec"]),
         "weights": f"{parameters:,}" + (f", {config['stored_as']}" if config["stored_as"] else ""),
         "trained on": measured.data,
         "licence of the data": measured.data_licence,

@@ -17,6 +17,7 @@ import fm_ext
 from fm_ext.hub import card, folder
 from fm_ext.models import (
     GuidedVelocityModel,
+    LatentCodec,
     MaskedVelocityModel,
     PredictionVelocityModel,
     UNetWrapper,
@@ -71,11 +72,16 @@ class FlowModel(ModelHubMixin):
     What it can do (`tasks`) follows from the path: on a `MaskedProbPath` it fills; from noise it samples, and fills by
     a training-free method; from images (`source="image"`) it translates.
 
+    A flow of latents has a `codec`: what is given and what comes back are images all the same, and known pixels come
+    back bit for bit.
+
     Args:
         velocity_model: called as `velocity_model(x=x, t=t, **extras)`; what is saved are its weights, and its class and
             arguments by registered names.
         path: what it was trained on.
-        shape: of one sample, `(channel, height, width)` for images.
+        shape: of one sample, `(channel, height, width)` for images; that of the images for a flow of latents.
+        codec: between images and the latents that the model was trained on; None: it was trained on the samples
+            themselves. To be saved, its autoencoder is one of diffusers' or of a registered class.
         tasks: among "sample", "fill" and "translate"; None: what follows from the path. A model of a masked path that
             has seen masks of the whole image may say "sample" too.
         source: "noise", or "image" for a path that starts from images.
@@ -98,6 +104,7 @@ class FlowModel(ModelHubMixin):
         path: ProbPath,
         *,
         shape: Sequence[int],
+        codec: LatentCodec | None = None,
         tasks: Sequence[str] | None = None,
         source: str = "noise",
         classes: Sequence[str] | None = None,
@@ -117,10 +124,21 @@ class FlowModel(ModelHubMixin):
             )
         if source not in ("noise", "image"):
             raise ValueError(f'`source` must be "noise" or "image"; got {source!r}.')
+        if codec is not None and not isinstance(codec, LatentCodec):
+            raise TypeError(
+                f"`codec` must be a LatentCodec, for example LatentCodec(vae); got {type(codec).__name__}."
+            )
         self.velocity_model, self.path, self.source = velocity_model, path, source
-        self.shape = tuple(int(n) for n in shape)
+        self.shape, self.codec = tuple(int(n) for n in shape), codec
         if not self.shape or min(self.shape) < 1:
             raise ValueError(f"`shape` must hold lengths of at least 1; got {self.shape}.")
+        if codec is not None and (
+            len(self.shape) != 3 or any(side % codec.factor for side in self.shape[1:])
+        ):
+            raise ValueError(
+                f"`shape` must be that of images, (channel, height, width), with sides that are multiples of the "
+                f"codec's factor, {codec.factor}; got {self.shape}."
+            )
         if tasks is None:
             masked = ("fill",) if self.masked else ("sample", "fill")
             tasks = masked if source == "noise" else ("translate",)
@@ -177,6 +195,8 @@ class FlowModel(ModelHubMixin):
     def to(self, device: torch.device | str) -> "FlowModel":
         """Moves the weights; returns itself."""
         self.velocity_model.to(device)
+        if self.codec is not None:
+            self.codec.to(device)
         return self
 
     # ---- saved and loaded ----------------------------------------------------------------------
@@ -219,12 +239,17 @@ class FlowModel(ModelHubMixin):
             local_files_only=local_files_only,
         )
         config = folder.read_config(found)
-        model, path = folder.read_parts(found, config)
+        model = folder.read_module(found, "model", folder.WEIGHTS, config)
+        codec: Any = None
+        if config["codec"] is not None:
+            codec = folder.read_module(found, "codec", folder.CODEC, config)
+        path = folder.build(config["path"], {}, "path")
         try:
             flow = cls(
                 model,
                 path,
                 shape=config["shape"],
+                codec=codec,
                 tasks=config["tasks"],
                 source=config["source"],
                 classes=config["classes"],
@@ -233,7 +258,7 @@ class FlowModel(ModelHubMixin):
                 measured=card.read_measured(config["measured"]),
                 stored_as=config["stored_as"] and folder.dtype_named(config["stored_as"]),
             )
-            derived = flow._config(None, None)
+            derived = flow._config()
             for name in ("mask", "prediction"):
                 if config[name] != derived[name]:
                     raise ValueError(
@@ -272,13 +297,17 @@ class FlowModel(ModelHubMixin):
         return cls(velocity_model.eval(), path, **description)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        model, path = folder.write_parts(
-            save_directory, self.velocity_model, self.path, self.stored_as
-        )
-        folder.write_config(save_directory, self._config(model, path))
-        self.generate_model_card().save(save_directory / folder.CARD)
+        write, codec = folder.write_module, None
+        model = write(save_directory, folder.WEIGHTS, self.velocity_model, self.stored_as)
+        if self.codec is not None:
+            codec = write(save_directory, folder.CODEC, self.codec, self.stored_as)
+        else:  # of the flow that was here before
+            (save_directory / folder.CODEC).unlink(missing_ok=True)
+        path = folder.describe(self.path, {})
+        folder.write_config(save_directory, self._config(model, path, codec))
+        self._card(codec).save(save_directory / folder.CARD)
 
-    def _config(self, model: Any, path: Any) -> dict[str, Any]:
+    def _config(self, model: Any = None, path: Any = None, codec: Any = None) -> dict[str, Any]:
         prediction = next(
             (
                 m.prediction
@@ -292,6 +321,7 @@ class FlowModel(ModelHubMixin):
             "library": f"fm_ext {fm_ext.__version__}",
             "model": model,
             "path": path,
+            "codec": codec,
             "prediction": prediction,
             "mask": "true_is_missing" if self.masked else None,
             "source": self.source,
@@ -306,7 +336,10 @@ class FlowModel(ModelHubMixin):
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card of what was measured; written anew by every `save_pretrained`."""
-        config = self._config(None, None)
+        return self._card(None if self.codec is None else folder.describe(self.codec, {}))
+
+    def _card(self, codec: Any) -> ModelCard:
+        config = self._config(codec=codec)
         return card.write_card(self.measured, config, sum(p.numel() for p in self._tensors()))
 
     # ---- sampled -------------------------------------------------------------------------------
@@ -332,7 +365,7 @@ class FlowModel(ModelHubMixin):
             guidance_scale: on the class, where one is given; 1 is none.
             generator: of the noise.
             callback: called as `callback(fraction, state)` as the flow goes on: the fraction of the way in (0, 1], and
-                the state `(count, *shape)` there. What it raises ends the sampling.
+                the state `(count, *shape)` there, decoded if it is one of latents. What it raises ends the sampling.
 
         Returns:
             `(count, *shape)`, cut to `data_range`.
@@ -344,14 +377,14 @@ class FlowModel(ModelHubMixin):
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"`count` must be a whole number of at least 1; got {count!r}.")
         labels = self._labels(label, count)
+        like = torch.zeros(1, *self.shape, device=self.device, dtype=self.dtype)
         noise = randn_like(
-            torch.empty(count, *self.shape, device=self.device, dtype=self.dtype), generator
+            self._encoded(like, generator=generator).expand(count, *[-1] * len(self.shape)),
+            generator,
         )
         extras: dict[str, Any] = {} if labels is None else {"label": labels}
         if self.masked:
-            extras["mask"] = torch.ones(
-                count, 1, *self.shape[1:], dtype=torch.bool, device=self.device
-            )
+            extras["mask"] = torch.ones_like(noise[:, :1], dtype=torch.bool)
         start = self._source(noise, generator, extras)
         return self._integrate(self._guided(how, labels), start, how, callback, extras)
 
@@ -438,7 +471,7 @@ class FlowModel(ModelHubMixin):
         image = self._images(image)
         labels = self._labels(label, len(image))
         extras: dict[str, Any] = {} if labels is None else {"label": labels}
-        start = self._source(image, generator, extras)
+        start = self._source(self._encoded(image, generator=generator), generator, extras)
         return self._integrate(self._guided(how, labels), start, how, callback, extras)
 
     # ---- inside --------------------------------------------------------------------------------
@@ -458,6 +491,10 @@ class FlowModel(ModelHubMixin):
                 f"`method` must be one of {', '.join(METHODS)} for a model that was trained on whole images; got "
                 f"{how.method!r}."
             )
+        around = repeat_samples(image, copies), repeat_samples(mask, copies)
+        if self.codec is not None:
+            image = self._encoded(image, mask, generator)
+            mask = self.codec.mask(mask.expand(-1, -1, *self.shape[1:]))
         whole, hole = repeat_samples(image, copies), repeat_samples(mask, copies)
         extras: dict[str, Any] = {"mask": hole}
         if labels is not None:
@@ -466,7 +503,8 @@ class FlowModel(ModelHubMixin):
         model: nn.Module = self._guided(how, labels, hide_known=labels is None)
         if not getattr(model, "holds_known", False):
             model = MaskedVelocityModel(model)
-        return self._integrate(model, torch.where(hole, noise, whole), how, callback, extras)
+        filled = self._integrate(model, torch.where(hole, noise, whole), how, callback, extras)
+        return filled if self.codec is None else self._cut(self.codec.paste(filled, *around))
 
     def _fill_untrained(
         self,
@@ -487,8 +525,8 @@ class FlowModel(ModelHubMixin):
                 )
             model = _AllMissing(model)
         if callback is not None:
-            model = _Reporting(model, callback)
-        solver = InpaintingSolver(model, self.scheduler, how.method)
+            model = _Reporting(model, callback, self._decoded)
+        solver = InpaintingSolver(model, self.scheduler, how.method, codec=self.codec)
         extras: dict[str, Any] = {} if labels is None else {"label": labels}
         filled = solver.sample(
             image, mask=mask, steps=how.steps or 50, fills=copies, generator=generator, **extras
@@ -506,9 +544,10 @@ class FlowModel(ModelHubMixin):
         callback: Callback | None,
         extras: dict[str, Any],
     ) -> Tensor:
-        asked = model if callback is None else _Reporting(model, callback)
+        asked = model if callback is None else _Reporting(model, callback, self._decoded)
         steps = {} if how.steps is None else {"steps": how.steps}
-        result = self._cut(ODESolver(asked).sample(start, method=how.method, **steps, **extras))
+        end = ODESolver(asked).sample(start, method=how.method, **steps, **extras)
+        result = self._cut(self._decoded(end))
         if callback is not None:
             callback(1.0, result)
         return result
@@ -591,6 +630,14 @@ class FlowModel(ModelHubMixin):
             )
         return image.to(self.device, self.dtype)
 
+    def _encoded(
+        self, image: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        return image if self.codec is None else self.codec.encode(image, mask, generator=generator)
+
+    def _decoded(self, x: Tensor) -> Tensor:
+        return x if self.codec is None else self.codec.decode(x)
+
     def _cut(self, x: Tensor) -> Tensor:
         return x if self.data_range is None else x.clamp(*self.data_range)
 
@@ -614,16 +661,16 @@ class _AllMissing(ModelWrapper):
 class _Reporting(ModelWrapper):
     """Tells a callback the times and states that a solver asks at, where it goes on."""
 
-    def __init__(self, model: nn.Module, callback: Callback):
+    def __init__(self, model: nn.Module, callback: Callback, decoded: Callable[[Tensor], Tensor]):
         super().__init__(model)
-        self.callback, self.furthest = callback, 0.0
+        self.callback, self.decoded, self.furthest = callback, decoded, 0.0
 
     def forward(self, x: Tensor, t: Tensor, **extras: Any) -> Tensor:
         answer = self.ask(x, t, extras)
         time = float(t.max())
         if self.furthest < time < 1:
             self.furthest = time
-            self.callback(time, x.detach())
+            self.callback(time, self.decoded(x.detach()))
         return answer
 
 

@@ -26,13 +26,15 @@ from fm_ext.hub.registry import build, describe
 from fm_ext.utils.weights import bare, load_tensors, read_tensors, stored
 
 FORMAT = 1
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, CARD = "config.json", "README.md"
+WEIGHTS, CODEC = "model.safetensors", "codec.safetensors"
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 FIELDS = {
     "format": int,
     "library": str,
     "model": dict,
     "path": dict,
+    "codec": (dict, type(None)),
     "prediction": str,
     "mask": (str, type(None)),
     "source": str,
@@ -188,30 +190,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_parts(folder: Path, config: Mapping[str, Any]) -> tuple[nn.Module, Any]:
-    """The velocity model with its weights, and the path.
+def read_module(folder: Path, name: str, file_name: str, config: Mapping[str, Any]) -> nn.Module:
+    """The module that a config's `name` describes, with its weights, in eval mode.
 
     Raises:
         FileNotFoundError: without weights.
         ValueError: if the weights are damaged or of another network, or a class is not registered.
     """
-    file = folder / WEIGHTS
+    file = folder / file_name
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no {WEIGHTS}; the folder is not complete.")
+        raise FileNotFoundError(f"{folder} holds no {file_name}; the folder is not complete.")
     read, ties = read_tensors(file)
     arguments = {name: read.pop(name).clone() for name in [*read] if name.startswith("arguments.")}
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
-        model = build(config["model"], arguments)
+        model = build(config[name], arguments, name)
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"{folder / CONFIG}: `model` must be a network; got {type(model).__name__}."
+            f"{folder / CONFIG}: `{name}` must be a network; got {type(model).__name__}."
         )
     if config["stored_as"] is None:  # else it computes in what it was built in
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name in read and tensor.is_floating_point() and tensor.dtype != read[name].dtype:
                 tensor.data = tensor.data.to(read[name].dtype)
     load_tensors(model, read, ties, file)
-    return model.eval(), build(config["path"], {}, "path")
+    return model.eval()
 
 
 def dtype_named(name: str) -> torch.dtype:
@@ -236,20 +238,20 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
-def write_parts(
-    folder: Path, model: nn.Module, path: Any, stored_as: torch.dtype | None
-) -> tuple[Any, Any]:
-    """Writes the weights, and returns what config.json holds of model and path."""
+def write_module(
+    folder: Path, file_name: str, model: nn.Module, stored_as: torch.dtype | None
+) -> Any:
+    """Writes the weights, and returns what config.json holds of the module."""
     model = bare(model)
     arguments: dict[str, Tensor] = {}
-    described = describe(model, arguments), describe(path, {})
+    described = describe(model, arguments)
     tensors, ties = stored(model)
     if stored_as is not None:
         tensors = {k: v.to(stored_as) if v.is_floating_point() else v for k, v in tensors.items()}
-    arguments = {name: tensor.contiguous() for name, tensor in arguments.items()}
-    partial = folder / f".{WEIGHTS}.partial"
+    arguments = {name: tensor.clone().contiguous() for name, tensor in arguments.items()}
+    partial = folder / f".{file_name}.partial"
     safetensors.torch.save_file(tensors | arguments, partial, {"format": "pt", **ties})
     (folder / CONFIG).touch()
     shutil.copymode(folder / CONFIG, partial)  # safetensors' own is for the owner's eyes only
-    os.replace(partial, folder / WEIGHTS)
+    os.replace(partial, folder / file_name)
     return described

@@ -1,6 +1,7 @@
 """Names for networks, wrappers, paths and couplings, and what is written of one: its name and its arguments."""
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -18,6 +19,8 @@ from fm_ext.path.scheduler import ScheduleTransformedModel, get_scheduler, sched
 from fm_ext.utils.weights import bare
 
 GROUP = "fm_ext.hub"
+# Classes of diffusers that a latent codec holds; diffusers is imported when one of them is written or read.
+DIFFUSERS = ("AutoencoderDC", "AutoencoderKL", "AutoencoderTiny")
 _MARKS = ("class", "scheduler", "tensor", "module")
 C = TypeVar("C", bound=type)
 Arguments = Callable[[Any], Mapping[str, Any]]
@@ -79,7 +82,8 @@ def register(name: str, *, arguments: Arguments | None = None) -> Callable[[C], 
 
 def registered() -> list[str]:
     """All names that a config.json may hold, those of installed packages included, sorted."""
-    return sorted({*_ENTRIES, *(point.name for point in _points())})
+    lazy = (f"diffusers.{name}" for name in DIFFUSERS)
+    return sorted({*_ENTRIES, *lazy, *(point.name for point in _points())})
 
 
 def describe(value: Any, tensors: dict[str, Tensor], where: str = "arguments") -> Any:
@@ -179,6 +183,14 @@ def _entry(name: Any, where: str) -> Entry:
     for point in _points():
         if point.name == name and name not in _ENTRIES:
             register(point.name)(point.load())
+    library, _, cls = str(name).partition(".")
+    if library == "diffusers" and cls in DIFFUSERS and name not in _ENTRIES:
+        try:
+            _register_diffusers(getattr(importlib.import_module(library), cls))
+        except ImportError as error:
+            raise ValueError(
+                f"`{where}` is a {name!r}, which needs diffusers: pip install 'fm_ext[diffusers]'."
+            ) from error
     if not isinstance(name, str) or name not in _ENTRIES:
         names = registered()
         nearest = difflib.get_close_matches(str(name), names, n=1)
@@ -192,6 +204,8 @@ def _entry(name: Any, where: str) -> Entry:
 
 
 def _name(cls: type) -> str | None:
+    if cls.__module__.partition(".")[0] == "diffusers" and cls.__name__ in DIFFUSERS:
+        _register_diffusers(cls)
     names = {entry.cls: name for name, entry in _ENTRIES.items()}
     if cls not in names:
         for point in _points():
@@ -199,6 +213,14 @@ def _name(cls: type) -> str | None:
                 register(point.name)(point.load())
         names = {entry.cls: name for name, entry in _ENTRIES.items()}
     return names.get(cls)
+
+
+def _register_diffusers(cls: Any) -> None:
+    """Registers a class of diffusers, which keeps the arguments of its constructor in `config`."""
+    names = inspect.signature(cls).parameters
+    told: Arguments = lambda module: {k: v for k, v in module.config.items() if k in names}
+    if f"diffusers.{cls.__name__}" not in _ENTRIES:
+        register(f"diffusers.{cls.__name__}", arguments=told)(cls)
 
 
 def _points() -> tuple[EntryPoint, ...]:
@@ -223,6 +245,7 @@ register(
     },
 )(models.GuidedVelocityModel)
 register("mean_flow_model")(models.MeanFlowModel)
+register("latent_codec")(models.LatentCodec)
 register("prediction_velocity_model", arguments=_scheduled)(models.PredictionVelocityModel)
 register("schedule_transformed_model", arguments=lambda m: {"velocity_model": m.model})(
     ScheduleTransformedModel

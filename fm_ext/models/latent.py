@@ -88,7 +88,8 @@ class LatentCodec(nn.Module):
                     "batch_size=1 bounds the memory too."
                 )
             enable()
-        self.draw, self.batch_size, self.dilation, self.blend = draw, batch_size, dilation, blend
+        self.draw, self.tile, self.batch_size = draw, tile, batch_size
+        self.dilation, self.blend = dilation, blend
 
     def extra_repr(self) -> str:
         """Factor, and what a mask and a paste do."""
@@ -142,20 +143,25 @@ class LatentCodec(nn.Module):
         return images.to(latents.dtype)
 
     def mask(
-        self, mask: Bool[Tensor, "batch 1 height width"]
+        self, mask: Bool[Tensor, "batch channel height width"]
     ) -> Bool[Tensor, "batch 1 rows columns"]:
         """The mask of the latents: a cell is missing if any pixel of it is, or of a cell within `dilation`.
 
         Args:
-            mask: of the pixels, True = missing.
+            mask: of the pixels, True = missing; the same for all channels.
 
         Raises:
             TypeError: for a mask that is not bool.
-            ValueError: for sides that are no multiples of `factor`.
+            ValueError: for sides that are no multiples of `factor`, or a mask that is not the same for all channels.
         """
         check_mask(mask, mask, like="mask")
         self._check_sides(mask)
-        cells = F.max_pool2d(mask.float(), self.factor)
+        if not bool((mask == mask[:, :1]).all()):
+            raise ValueError(
+                "`mask` must be the same for all channels with a codec, whose cells have no colours: write "
+                "mask.any(1, keepdim=True)."
+            )
+        cells = F.max_pool2d(mask[:, :1].float(), self.factor)
         if self.dilation:
             cells = F.max_pool2d(cells, 2 * self.dilation + 1, stride=1, padding=self.dilation)
         return cells > 0

@@ -22,6 +22,7 @@ from fm_ext.models import (
     MLP,
     EmpiricalVelocityModel,
     GuidedVelocityModel,
+    LatentCodec,
     MaskedVelocityModel,
     MeanFlowModel,
     PredictionVelocityModel,
@@ -139,9 +140,40 @@ COUPLINGS = {
 }
 
 
+AUTOENCODERS = {
+    "diffusers.AutoencoderKL": {
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (4, 4),
+        "norm_num_groups": 2,
+        "latent_channels": 4,
+        "scaling_factor": 0.5,
+    },
+    "diffusers.AutoencoderDC": {
+        "latent_channels": 4,
+        "attention_head_dim": 4,
+        "encoder_block_out_channels": (4, 4),
+        "decoder_block_out_channels": (4, 4),
+        "encoder_layers_per_block": (1, 1),
+        "decoder_layers_per_block": (1, 1),
+        "encoder_block_types": "ResBlock",
+        "decoder_block_types": "ResBlock",
+        "encoder_qkv_multiscales": ((), ()),
+        "decoder_qkv_multiscales": ((), ()),
+    },
+    "diffusers.AutoencoderTiny": {
+        "encoder_block_out_channels": (4, 4),
+        "decoder_block_out_channels": (4, 4),
+        "num_encoder_blocks": (1, 1),
+        "num_decoder_blocks": (1, 1),
+        "latent_channels": 4,
+    },
+}
+
+
 def test_every_registered_class_has_a_case():
     ours = [name for name in registered() if not name.startswith("test_")]
-    assert ours == sorted([*MODELS, *PATHS, *COUPLINGS])
+    assert ours == sorted([*MODELS, *PATHS, *COUPLINGS, "latent_codec", *AUTOENCODERS])
 
 
 def velocity(model: nn.Module) -> torch.Tensor:
@@ -186,6 +218,46 @@ def test_what_is_loaded_is_in_memory_of_its_own(name, tmp_path):
     with open(file, "r+b") as opened:  # in place, as a copy over the file does
         opened.write(bytes(file.stat().st_size))
     assert torch.equal(velocity(model), before)
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_a_codec_comes_back_bit_for_bit(name, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    vae = getattr(diffusers, name.partition(".")[2])(**AUTOENCODERS[name])
+    codec = LatentCodec(shaken(vae), scale=0.75, batch_size=1, dilation=1, blend=True)
+    flow = FlowModel(
+        shaken(UNetWrapper(tiny_unet(4, 4))), CondOTProbPath(), shape=(3, 16, 16), codec=codec
+    )
+    flow.save_pretrained(tmp_path)
+    again = FlowModel.from_pretrained(tmp_path)
+    assert again.codec is not None and type(again.codec.vae) is type(vae)
+    same(codec, again.codec)
+    for argument in ("factor", "draw", "tile", "batch_size", "dilation", "blend"):
+        assert getattr(again.codec, argument) == getattr(codec, argument), argument
+    drawn = [
+        f.sample(2, steps=2, generator=torch.Generator().manual_seed(0)) for f in (flow, again)
+    ]
+    assert torch.equal(*drawn)
+    flow.codec = None
+    flow.save_pretrained(tmp_path)  # over a folder of latents
+    assert FlowModel.from_pretrained(tmp_path).codec is None
+    assert not (tmp_path / "codec.safetensors").exists()
+
+
+def test_an_autoencoder_of_the_users_own_is_registered(tmp_path):
+    class Mine(nn.Module):
+        def __init__(self, width: int):
+            super().__init__()
+            self.width = width
+            self.encode, self.decode = nn.Conv2d(1, width, 2, 2), nn.ConvTranspose2d(width, 1, 2, 2)
+
+    codec = LatentCodec(Mine(3), factor=2)
+    flow = FlowModel(tiny_unet(3, 3), CondOTProbPath(), shape=(1, 16, 16), codec=codec)
+    with pytest.raises(ValueError, match=r"Mine is not. Decorate it with `@register"):
+        flow.save_pretrained(tmp_path)
+    register("test_autoencoder")(Mine)  # the advice
+    flow.save_pretrained(tmp_path)
+    same(codec, FlowModel.from_pretrained(tmp_path).codec)
 
 
 @pytest.mark.parametrize("name", [*PATHS, *COUPLINGS])

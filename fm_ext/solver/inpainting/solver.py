@@ -173,7 +173,7 @@ class InpaintingSolver(Solver):
         given, pixels = image, mask
         if self.codec is not None:
             image = self.codec.encode(given, pixels, generator=generator)
-            mask = self.codec.mask(pixels[:, :1].expand(-1, -1, *given.shape[-2:]))
+            mask = self.codec.mask(pixels.expand(-1, -1, *given.shape[-2:]))
         whole, hole = repeat_samples(image, copies), repeat_samples(mask, copies)
         compute = torch.promote_types(image.dtype, torch.float32)
         with torch.inference_mode(False), torch.no_grad():
@@ -226,17 +226,10 @@ class InpaintingSolver(Solver):
                 f"`noise_std` must be 0 for method {self.method_name!r}, whose formula has no place for noise; got "
                 f"{noise_std}. Use one of {able}."
             )
-        if self.codec is None:
-            return mask
-        if noise_std > 0:
+        if self.codec is not None and noise_std > 0:
             raise ValueError(
                 f"`noise_std` must be 0 with a `codec`: noise on pixels is none of the latents'; got {noise_std}. "
                 "Denoise the image first, or fill latents of your own without a `codec`."
-            )
-        if not bool((mask == mask[:, :1]).all()):
-            raise ValueError(
-                "`mask` must be the same for all channels with a `codec`, whose cells have no colours: write "
-                "mask.any(1, keepdim=True)."
             )
         return mask
 
