@@ -26,7 +26,7 @@ from fm_ext.path import MaskedProbPath, PathWrapper
 from fm_ext.solver import InpaintingSolver, ODESolver
 from fm_ext.solver.inpainting.solver import METHODS
 from fm_ext.solver.methods import ADAPTIVE, SCIPY
-from fm_ext.utils.inputs import check_mask, randn_like, repeat_samples
+from fm_ext.utils.inputs import check_mask, check_whole, randn_like, repeat_samples
 from fm_ext.utils.model_wrapper import ModelWrapper
 
 Callback = Callable[[float, Tensor], None]
@@ -49,8 +49,8 @@ class Sampler:
     guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
-            raise ValueError(f"`steps` must be a whole number of at least 1; got {self.steps!r}.")
+        if self.steps is not None:
+            object.__setattr__(self, "steps", check_whole("steps", self.steps, 1))
         if not isinstance(self.guidance_scale, (int, float)) or not math.isfinite(
             self.guidance_scale
         ):
@@ -374,8 +374,7 @@ class FlowModel(ModelHubMixin):
             ValueError: if the model does not sample; for an unknown class, method or number of steps.
         """
         how = self._sampler("sample", method, steps, guidance_scale)
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"`count` must be a whole number of at least 1; got {count!r}.")
+        count = check_whole("count", count, 1)
         labels = self._labels(label, count)
         like = torch.zeros(1, *self.shape, device=self.device, dtype=self.dtype)
         noise = randn_like(
@@ -428,9 +427,7 @@ class FlowModel(ModelHubMixin):
         how = self._sampler("fill", method, steps, guidance_scale)
         image = self._images(image)
         mask = check_mask(mask, image, like="image").to(self.device)
-        copies = 1 if fills is None else fills
-        if not isinstance(copies, int) or copies < 1:
-            raise ValueError(f"`fills` must be a whole number of at least 1; got {fills!r}.")
+        copies = 1 if fills is None else check_whole("fills", fills, 1)
         labels = self._labels(label, len(image))
         if how.method in METHODS:
             filled = self._fill_untrained(how, image, mask, copies, labels, generator, callback)

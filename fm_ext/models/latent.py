@@ -11,7 +11,7 @@ from scipy import sparse
 from scipy.sparse.linalg import spsolve
 from torch import Tensor, nn
 
-from fm_ext.utils.inputs import check_mask
+from fm_ext.utils.inputs import check_mask, check_whole
 
 
 class LatentCodec(nn.Module):
@@ -40,7 +40,8 @@ class LatentCodec(nn.Module):
         blend: whether `paste` moves the fill to meet the known pixels.
 
     Raises:
-        TypeError: for a `vae` without `encode` and `decode`, or `tile` where it has no `enable_tiling`.
+        TypeError: for a `vae` without `encode` and `decode`, `tile` where it has no `enable_tiling`, or a `factor`,
+            `batch_size` or `dilation` that is no whole number.
         ValueError: for numbers out of range, or an unknown `factor`.
     """
 
@@ -65,16 +66,7 @@ class LatentCodec(nn.Module):
         if not (callable(getattr(vae, "encode", None)) and callable(getattr(vae, "decode", None))):
             raise TypeError(f"`vae` must have `encode` and `decode`; got {type(vae).__name__}.")
         self.vae = vae.eval() if isinstance(vae, nn.Module) else vae
-        self.factor = _factor(vae) if factor is None else factor
-        for name, value, least in (
-            ("factor", self.factor, 1),
-            ("batch_size", 1 if batch_size is None else batch_size, 1),
-            ("dilation", dilation, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"`{name}` must be a whole number of at least {least}; got {value!r}."
-                )
+        self.factor = _factor(vae) if factor is None else check_whole("factor", factor, 1)
         own_scale, own_shift = _standard(getattr(vae, "config", None))
         self.register_buffer("scale", torch.as_tensor(own_scale if scale is None else scale))
         self.register_buffer("shift", torch.as_tensor(own_shift if shift is None else shift))
@@ -88,8 +80,9 @@ class LatentCodec(nn.Module):
                     "batch_size=1 bounds the memory too."
                 )
             enable()
-        self.draw, self.tile, self.batch_size = draw, tile, batch_size
-        self.dilation, self.blend = dilation, blend
+        self.draw, self.tile, self.blend = draw, tile, blend
+        self.batch_size = None if batch_size is None else check_whole("batch_size", batch_size, 1)
+        self.dilation = check_whole("dilation", dilation, 0)
 
     def extra_repr(self) -> str:
         """Factor, and what a mask and a paste do."""
