@@ -24,7 +24,13 @@ from fm_ext.hub import FlowModel, register
 from fm_ext.loss import ShiftedTime, UniformTime, velocity_loss
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
 from fm_ext.metrics import hole_psnr, hole_ssim, seam_gradient
-from fm_ext.models import LatentCodec, MaskedVelocityModel, UNet, UNetWrapper
+from fm_ext.models import (
+    LatentCodec,
+    MaskedVelocityModel,
+    PredictionVelocityModel,
+    UNet,
+    UNetWrapper,
+)
 from fm_ext.path import MaskedProbPath
 from fm_ext.solver import ODESolver
 from fm_ext.training import Trainer, TrainerConfig, auto_accelerator, leave_to_main
@@ -127,6 +133,8 @@ patch = max(1, args.size // 32) if args.pixels else 1  # the same network, at 32
 net = UNet.preset(32, width + 1, width, channels=args.channels, patch_size=patch)
 path = MaskedProbPath(CondOTProbPath())
 times = ShiftedTime(shift=3.0) if args.pixels else UniformTime()  # pixels decide colours early
+# The noise of a patch has more numbers than the network has channels, an image of it has not: predict that.
+predicts = "x_1" if args.pixels else "velocity"
 
 
 def loss(model, batch):
@@ -134,7 +142,8 @@ def loss(model, batch):
     pixels = MASKS["Hybrid"](len(z_1), (args.size, args.size), device=z_1.device)
     t = times(len(z_1), device=z_1.device)
     sample = path.sample(torch.randn_like(z_1), z_1, t, mask=codec.mask(pixels))
-    return velocity_loss(model(x=sample.x_t, t=sample.t, mask=sample.mask), sample)
+    answer = model(x=sample.x_t, t=sample.t, mask=sample.mask)
+    return velocity_loss(answer, sample, prediction=predicts, scheduler=path.scheduler, t_eps=0.05)
 
 
 config = TrainerConfig(
@@ -147,8 +156,11 @@ config = TrainerConfig(
 trainer = Trainer(UNetWrapper(net, concat=("mask",)), loss, latents, config, accelerator)
 trainer.fit()
 leave_to_main(accelerator)
+velocity_model = PredictionVelocityModel(
+    trainer.ema_model, path.scheduler, prediction=predicts, t_eps=(0.05, 0.05)
+)
 flow = FlowModel(
-    trainer.ema_model,
+    velocity_model,
     path,
     shape=(3, args.size, args.size),
     codec=None if args.pixels else codec,
@@ -159,7 +171,7 @@ print(f"flow: {time.process_time():.0f} seconds of the processor from the start"
 
 # ---- fill holes in the test images ----------------------------------------------------------
 images, _ = load_images(**data, split="test", limit=args.images, device=accelerator.device)
-solver = ODESolver(MaskedVelocityModel(trainer.ema_model))
+solver = ODESolver(MaskedVelocityModel(velocity_model))
 autoencoded = codec.decode(codec.encode(images)).clamp(-1, 1)
 blended = LatentCodec(codec.vae, factor=codec.factor, blend=True)
 rows = []
