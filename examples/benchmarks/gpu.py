@@ -1,4 +1,4 @@
-"""What a GPU changes, in about ten minutes: one table and one JSON.
+"""Measures the package on a GPU, in about ten minutes: one table and one JSON.
 
     pip install torchcfm diffusers opencv-python-headless
     python examples/benchmarks/gpu.py --digits <folder of MNIST> --portraits <folder of portraits at 128 pixels>
