@@ -40,7 +40,10 @@ parser.add_argument("--batch-size", type=int, default=64)
 parser.add_argument("--lr", type=float, default=1e-3)
 parser.add_argument("--solver-steps", type=int, default=4 if SMOKE else 24, help="of midpoint")
 parser.add_argument("--unet-steps", type=int, default=2 if SMOKE else 6000, help="of the U-Net")
-parser.add_argument("--only", nargs="*", metavar="COUPLING", help="others are not trained")
+FEW = ["noise", "U-Net"] if SMOKE else None
+parser.add_argument(
+    "--only", nargs="*", default=FEW, metavar="COUPLING", help="others are not trained"
+)
 parser.add_argument("--output", type=Path, default=Path("outputs/image_to_image"))
 args = parser.parse_args()
 

@@ -65,7 +65,8 @@ show(
     *fills,
     titles=["truth", "hole", "fill", "fill", "fill"],
 )
-assert torch.equal(fills[0][~mask], image[~mask])  # known pixels, bit for bit
+known = ~mask.expand_as(image)  # in every channel
+assert torch.equal(fills[0][known], image[known])  # bit for bit
 
 # %% [markdown]
 # A fill is a draw: other noise, another fill. Where they differ is where the picture does not say what is missing:
