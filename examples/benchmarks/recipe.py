@@ -125,6 +125,11 @@ parser.add_argument(
 )
 args = parser.parse_args()
 
+
+def as_file(name: str) -> str:
+    return name.replace("/", "over")
+
+
 images, labels = load_images(args.dataset, split="train", label_column="label")
 assert labels is not None
 held_out = len(images) - len(images) // 10
@@ -141,7 +146,7 @@ for seed, name in product(args.seeds, args.only):
         continue
     recipe, _ = CHANGES[name]
     training = next(name for name, (other, _) in CHANGES.items() if other is recipe)
-    file = folder / f"{training} {seed} {args.seconds:g} {len(images)}.pt"
+    file = folder / f"{as_file(training)} {seed} {args.seconds:g} {len(images)}.pt"
     if file not in runs:
         runs[file] = Run(recipe, images, labels, args.seconds, seed)
     todo.append((name, seed, file))
@@ -151,7 +156,7 @@ for run, _ in race(list(untrained), [args.seconds]):
 for name, seed, file in todo:
     steps, weights = torch.load(file)
     samples = draw(runs[file], weights, count, **CHANGES[name][1])
-    samples.save_grid(folder / f"{name} {seed}.png")
+    samples.save_grid(folder / f"{as_file(name)} {seed}.png")
     found = judge(samples, reference)
     result = {"change": name, "seed": seed, **fixed, "steps": steps}
     log.append({**result, "evaluations": samples.evaluations, **found})
