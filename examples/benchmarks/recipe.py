@@ -155,7 +155,8 @@ for run, _ in race(list(untrained), [args.seconds]):
     torch.save((run.steps, run.weights()), untrained[run])
 for name, seed, file in todo:
     steps, weights = torch.load(file)
-    samples = draw(runs[file], weights, count, **CHANGES[name][1])
+    how = {"steps": 1 if SMOKE else 10} | CHANGES[name][1]
+    samples = draw(runs[file], weights, count, **how)
     samples.save_grid(folder / f"{as_file(name)} {seed}.png")
     found = judge(samples, reference)
     result = {"change": name, "seed": seed, **fixed, "steps": steps}

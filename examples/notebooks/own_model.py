@@ -37,8 +37,8 @@ data = next(folder for folder in (Path("../data"), Path("fm_ext/examples/data"))
 digits = str(data / "mnist")
 
 # %% smoke="training_steps, channels, steps, each = 2, 8, 2, 1"
-training_steps = 1000
-channels = 32
+training_steps = 800
+channels = 24
 steps = 10  # of the solver
 each = 8  # samples of every class
 
@@ -81,9 +81,9 @@ def loss(model, batch):
 
 
 accelerator = auto_accelerator()
-loader = image_loader(digits, batch_size=64, device=accelerator.device)
+loader = image_loader(digits, batch_size=32, device=accelerator.device)
 config = TrainerConfig(
-    steps=training_steps, lr=1e-3, warmup=training_steps // 20, log_every=training_steps
+    steps=training_steps, lr=2e-3, warmup=training_steps // 20, log_every=training_steps
 )
 trainer = Trainer(model, loss, loader, config, accelerator)
 trainer.fit()
