@@ -1,24 +1,39 @@
-"""Draws the figures of the docs that come from no example: schedules, grids, methods of the solver, a film of fills.
+"""Draws the figures of the docs that come from no example: schedules, grids, methods of the solver, and four films.
 
-    python docs/figures.py                        # seconds; writes docs/content/images
+    python docs/figures.py                        # about a minute of one core; writes docs/content/images
+    python docs/figures.py methods transport      # some of them
 
-Nothing is trained: schedules and grids are formulas, the solver is asked for the exact flow of a finite data set, and
-the holes are filled by the network that comes with the package.
+Schedules and grids are formulas, the solver is asked for the exact flow of a finite data set, and digits come from the
+networks of the package. Two small networks in the plane are trained on the spot.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
+from flow_matching.path import CondOTProbPath
 from flow_matching.path.scheduler import CondOTScheduler
+from PIL import Image
 
+from fm_ext.coupling import IndependentCoupling, OptimalTransport
 from fm_ext.data import load_images
 from fm_ext.hub import FlowModel, to_grid, to_pictures
+from fm_ext.loss import velocity_loss
 from fm_ext.mask import RandomBox
-from fm_ext.models import EmpiricalVelocityModel
-from fm_ext.path.scheduler import ShiftedScheduler, get_scheduler
+from fm_ext.models import MLP, EmpiricalVelocityModel, GuidedVelocityModel
+from fm_ext.path import CoupledProbPath
+from fm_ext.path.scheduler import (
+    CosineScheduler,
+    ScheduleTransformedModel,
+    ShiftedScheduler,
+    get_scheduler,
+)
 from fm_ext.solver import ODESolver, cosine_grid, karras_grid, shifted_grid, uniform_grid
+
+DATA = Path(__file__).parents[1] / "examples" / "data"
+IMAGES = Path(__file__).parent / "content" / "images"
 
 SCHEDULES = ("cond_ot", "cosine", "iddpm_cosine", "linear_vp", "vp", "sigmoid", "edm")
 METHODS = {"euler": 1, "midpoint": 2, "heun3": 3, "rk4": 4}  # evaluations a step
@@ -58,12 +73,17 @@ def draw_grids(folder: Path) -> None:
     figure.savefig(folder / "grids.png", dpi=90)
 
 
-def draw_methods(folder: Path, samples: int) -> None:
+def moons(count: int) -> torch.Tensor:
+    """Points that are evenly spread on two half circles, float64."""
+    angle = torch.pi * torch.linspace(0, 1, count // 2, dtype=torch.float64)
+    upper = torch.stack([angle.cos(), angle.sin()], dim=1)
+    return torch.cat([upper, torch.tensor([1.0, 0.5]) - upper]) - torch.tensor([0.5, 0.25])
+
+
+def draw_methods(folder: Path, samples: int = 500) -> None:
     """The error of fixed-step methods against their evaluations, on the exact flow of two moons."""
     generator = torch.Generator().manual_seed(0)
-    angle = torch.pi * torch.linspace(0, 1, 200, dtype=torch.float64)
-    upper = torch.stack([angle.cos(), angle.sin()], dim=1)
-    data = torch.cat([upper, torch.tensor([1.0, 0.5]) - upper]) - torch.tensor([0.5, 0.25])
+    data = moons(400)
     solver = ODESolver(EmpiricalVelocityModel(data, CondOTScheduler(), bandwidth=0.1))
     noise = torch.randn(samples, 2, dtype=torch.float64, generator=generator)
     exact = solver.sample(noise, method="dopri5", atol=1e-9, rtol=1e-9)
@@ -83,14 +103,27 @@ def draw_methods(folder: Path, samples: int) -> None:
     figure.savefig(folder / "methods.png", dpi=90)
 
 
-def draw_film(folder: Path, steps: int) -> None:
+def save_film(frames: list[Image.Image], file: Path, milliseconds: int = 80) -> None:
+    """A GIF that stands still for two seconds at its end."""
+    durations = [milliseconds] * (len(frames) - 1) + [2000]
+    frames[0].save(
+        file, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True
+    )
+
+
+def to_frame(images: torch.Tensor, columns: int, scale: int = 2) -> Image.Image:
+    """Images in about [-1, 1] as a grid, enlarged."""
+    grid = to_grid(to_pictures(images.clamp(-1, 1)), columns=columns)
+    return grid.resize((scale * grid.width, scale * grid.height), Image.Resampling.NEAREST)
+
+
+def draw_fill(folder: Path, steps: int = 24) -> None:
     """Eight test digits with a hole, in columns, and four fills of each on their way from noise."""
     generator = torch.Generator().manual_seed(1)
-    digits = Path(__file__).parents[1] / "examples/data/mnist"
-    image, _ = load_images(str(digits), limit=8)
+    image, _ = load_images(str(DATA / "mnist"), limit=8)
     mask = RandomBox(area=(0.2, 0.3))(len(image), image.shape[-2:], generator=generator)
-    holes = image.masked_fill(mask, 0.0)
-    states = []
+    above = torch.cat([image, image.masked_fill(mask, 0.0)])
+    frames = []
     FlowModel.from_pretrained("mnist").fill(
         image,
         mask,
@@ -98,23 +131,106 @@ def draw_film(folder: Path, steps: int) -> None:
         method="euler",
         steps=steps,
         generator=generator,
-        callback=lambda _, state: states.append(state.clamp(-1, 1)),
+        callback=lambda _, state: frames.append(to_frame(torch.cat([above, state]), columns=8)),
     )
-    frames = [to_grid(to_pictures(torch.cat([image, holes, state])), columns=8) for state in states]
-    frames = [frame.resize((2 * frame.width, 2 * frame.height), 0) for frame in frames]
-    durations = [80] * (len(frames) - 1) + [2000]
-    frames[0].save(
-        folder / "fill.gif", save_all=True, append_images=frames[1:], duration=durations, loop=0
+    save_film(frames, folder / "fill.gif")
+
+
+def draw_translate(folder: Path, steps: int = 24) -> None:
+    """Eight test garments, and two digits that each of them becomes, from other noise."""
+    garments, _ = load_images(str(DATA / "fashion_mnist"), limit=8)
+    flow = FlowModel.from_pretrained("garments_to_digits")
+    frames = [to_frame(garments.repeat(3, 1, 1, 1), columns=8)] * 10
+    flow.translate(
+        garments.repeat(2, 1, 1, 1),
+        method="euler",
+        steps=steps,
+        generator=torch.Generator().manual_seed(0),
+        callback=lambda _, state: frames.append(to_frame(torch.cat([garments, state]), columns=8)),
     )
+    save_film(frames, folder / "translate.gif")
 
 
-def main(folder: Path, samples: int = 500, steps: int = 24) -> None:
-    draw_schedules(folder)
-    draw_grids(folder)
-    draw_methods(folder, samples)
-    draw_film(folder, steps)
-    plt.close("all")
+def draw_generate(folder: Path, steps: int = 30) -> None:
+    """The same noise to the same ten digits: above on straight lines, below on the cosine schedule."""
+    flow = FlowModel.from_pretrained("mnist")
+    guided = GuidedVelocityModel(flow.velocity_model, guidance_scale=3.0)
+    noise = torch.randn(10, 1, 28, 28, generator=torch.Generator().manual_seed(2))
+    known = {"label": torch.arange(10), "mask": torch.ones_like(noise, dtype=torch.bool)}
+    ways = []
+    for model in (guided, ScheduleTransformedModel(guided, flow.scheduler, CosineScheduler())):
+        grid = {"time_grid": uniform_grid(steps), "return_intermediates": True}
+        ways.append(ODESolver(model).sample(noise, method="midpoint", **grid, **known))
+    frames = [to_frame(torch.cat(states), columns=10) for states in zip(*ways, strict=True)]
+    frames = [
+        frame.point(lambda grey: grey // 17 * 17) for frame in frames
+    ]  # 16 greys: half as large
+    save_film(frames, folder / "generate.gif")
 
+
+def draw_transport(folder: Path, training_steps: int = 2000, steps: int = 40) -> None:
+    """Points on a circle to two moons, by a flow of independent pairs and by one of optimal transport."""
+    torch.manual_seed(0)
+
+    def circle(count: int) -> torch.Tensor:
+        angle = 2 * torch.pi * torch.rand(count)
+        points = 2 * torch.stack([angle.cos(), angle.sin()], dim=1)
+        return points + 0.1 * torch.randn(count, 2)
+
+    targets = 1.5 * moons(2000).float()
+    start = circle(400)
+    ways = {}
+    for name, coupling in (
+        ("independent pairs", IndependentCoupling()),
+        ("optimal transport", OptimalTransport()),
+    ):
+        path = CoupledProbPath(CondOTProbPath(), coupling)
+        model = MLP(dim=2)
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        for _ in range(training_steps):
+            x_1 = targets[torch.randint(len(targets), (256,))]
+            sample = path.sample(circle(256), x_1, torch.rand(256))
+            optimizer.zero_grad()
+            velocity_loss(model(x=sample.x_t, t=sample.t), sample).backward()
+            optimizer.step()
+        grid = {"time_grid": uniform_grid(steps), "return_intermediates": True}
+        ways[name] = ODESolver(model).sample(start, method="midpoint", **grid)
+    frames = []
+    colours = torch.atan2(start[:, 1], start[:, 0])
+    for step in range(steps + 1):
+        figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.3), dpi=80, layout="constrained")
+        for axis, (name, states) in zip(axes, ways.items(), strict=True):
+            axis.plot(*states[: step + 1, :60].unbind(2), color="0.8", linewidth=0.6, zorder=0)
+            axis.scatter(*states[step].T, c=colours, s=5, cmap="twilight")
+            axis.set(title=name, xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal")
+            axis.set(xticks=[], yticks=[], xlabel=f"t = {step / steps:.2f}")
+        figure.canvas.draw()
+        image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+        frames.append(image.quantize(64, dither=Image.Dither.NONE))
+        plt.close(figure)
+    save_film(frames, folder / "transport.gif")
+
+
+FIGURES = {
+    "schedules": draw_schedules,
+    "grids": draw_grids,
+    "methods": draw_methods,
+    "fill": draw_fill,
+    "translate": draw_translate,
+    "generate": draw_generate,
+    "transport": draw_transport,
+}
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "content/images")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all of {', '.join(FIGURES)}")
+    parser.add_argument("--output", type=Path, default=IMAGES)
+    args = parser.parse_args()
+    if unknown := [name for name in args.names if name not in FIGURES]:
+        parser.error(f"no figure is called {unknown[0]!r}; there are {', '.join(FIGURES)}")
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name in args.names or FIGURES:
+        FIGURES[name](args.output)
+        plt.close("all")

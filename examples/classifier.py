@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from plots import save_figure
 from torch import nn
 
 from fm_ext.data import image_loader, load_images
@@ -24,11 +25,7 @@ from fm_ext.training import Trainer, TrainerConfig, auto_accelerator
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parent / "data" / "mnist")
-TURN, SCALE, SHIFT = (
-    0.15,
-    0.1,
-    0.07,
-)  # at most: radians, relative, and of half the width (one pixel)
+TURN, SCALE, SHIFT = 0.15, 0.1, 0.07  # at most: radians, relative, of half the width (one pixel)
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--dataset", default=DIGITS)
@@ -85,7 +82,9 @@ half = {
     name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous().cpu()
     for name, tensor in network.state_dict().items()
 }
-safetensors.torch.save_file(half, file := args.output / "classifier.safetensors")
+file = args.output / "classifier.safetensors"
+safetensors.torch.save_file(half, file)
+print(f"saved {file} ({file.stat().st_size / 1e3:.0f} kB)")
 network.load_state_dict({name: tensor.float() for name, tensor in half.items()})
 network.eval().requires_grad_(False)
 images, labels = load_images(**data, limit=100 if SMOKE else None)
@@ -100,5 +99,4 @@ for axis, index in zip(axes.flat, order.tolist(), strict=True):
     names = [loader.dataset.classes[int(y[index])] for y in (labels, predicted)]
     axis.set_title(" not ".join(dict.fromkeys(names)), fontsize=7)
     axis.axis("off")
-figure.savefig(args.output / "mistakes.png", dpi=100, bbox_inches="tight")
-print(f"saved {file} ({file.stat().st_size / 1e3:.0f} kB) and {args.output}/mistakes.png")
+save_figure(figure, args.output / "mistakes.png", dpi=100, bbox_inches="tight")

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 from flow_matching.path import CondOTProbPath
+from scores import print_digit_scores
 
 from fm_ext.data import image_loader, load_images
 from fm_ext.hub import FlowModel, Sampler
 from fm_ext.loss import LogitNormalTime, velocity_loss
-from fm_ext.metrics import FeatureMetrics, class_balance, classifier, jackknife
 from fm_ext.models import GuidedVelocityModel, UNet, UNetWrapper
 from fm_ext.sampling import draw_samples
 from fm_ext.solver import ODESolver
@@ -27,7 +27,6 @@ from fm_ext.training import Trainer, TrainerConfig, auto_accelerator, leave_to_m
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parent / "data" / "mnist")
-LEAN = {"channels": 24, "head_channels": 24, "attention": ()}  # best for minutes at 28 pixels
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--dataset", default=DIGITS)
@@ -47,16 +46,15 @@ args = parser.parse_args()
 
 accelerator = auto_accelerator()
 
-# ---- train ----------------------------------------------------------------------------------
-name = Path(args.dataset).name.lower().replace("-", "_")
-judge = args.judge or (name if name in ("mnist", "fashion_mnist") else None)
+# ---- the data, and whether its samples can be judged -----------------------------------------
 data = {"source": args.dataset, "size": args.size}
-batches = {"batch_size": args.batch_size, "flip": args.flip, "device": accelerator.device}
-loader = image_loader(**data, **batches)
-channels, classes = loader.dataset.shape[0], loader.dataset.classes
+loader = image_loader(**data, batch_size=args.batch_size, flip=args.flip, device=accelerator.device)
+shape, classes = loader.dataset.shape, loader.dataset.classes
 if not classes:
     raise SystemExit(f"{args.dataset} has no column of class labels to condition on.")
-if loader.dataset.shape != (1, 28, 28) or len(classes) != 10:
+name = Path(args.dataset).name.lower().replace("-", "_")
+judge = args.judge or (name if name in ("mnist", "fashion_mnist") else None)
+if shape != (1, 28, 28) or len(classes) != 10:
     if args.judge:
         raise SystemExit("--judge knows grey images of 28x28 pixels and 10 classes only")
     judge = None
@@ -66,9 +64,16 @@ if judge:
         raise SystemExit("--samples must lie in 194 to the number of the test images, to be judged")
 else:
     accelerator.print("not judged: no --judge, and the name of the data set tells of none")
+
+# ---- train ----------------------------------------------------------------------------------
 torch.manual_seed(0)
-changes = (LEAN if args.size == 28 else {}) if args.unet is None else args.unet
-net = UNet.preset(args.size, channels, channels, num_classes=len(classes), **changes)
+net = UNet.preset(
+    args.size,
+    in_channels=shape[0],
+    num_classes=len(classes),
+    lean=args.size == 28 and args.unet is None,  # the best for minutes of training
+    **(args.unet or {}),
+)
 model = UNetWrapper(net, label_dropout=0.1, null_label=len(classes))
 path, times = CondOTProbPath(), LogitNormalTime()  # the best of a search: results/generation.md
 
@@ -79,16 +84,20 @@ def loss(model, batch):
     return velocity_loss(model(x=sample.x_t, t=sample.t, label=batch["label"]), sample)
 
 
-rates = {"lr": args.lr, "warmup": args.steps // 20, "ema_decay": args.ema}
-folders = {"output_dir": args.output / "checkpoints", "log_every": min(50, args.steps)}
-config = TrainerConfig(steps=args.steps, **rates, **folders)
+config = TrainerConfig(
+    steps=args.steps,
+    lr=args.lr,
+    warmup=args.steps // 20,
+    ema_decay=args.ema,
+    log_every=min(50, args.steps),
+    output_dir=args.output / "checkpoints",
+)
 trainer = Trainer(model, loss, loader, config, accelerator)
 trainer.fit()
 
 # ---- draw: image i has noise i and class i modulo their number, on any number of processes ----
-velocity = guided = trainer.ema_model
-if args.guidance != 1:
-    guided = GuidedVelocityModel(velocity, args.guidance)
+velocity = trainer.ema_model
+guided = velocity if args.guidance == 1 else GuidedVelocityModel(velocity, args.guidance)
 solver = ODESolver(guided)
 
 
@@ -97,31 +106,26 @@ def sample(noise, label):
         return solver.sample(noise, steps=args.solver_steps, method="midpoint", label=label)
 
 
-label = torch.arange(args.samples) % len(classes)
-parallel = {"batch_size": 250, "accelerator": accelerator, "network": trainer.ema_model}
-samples = draw_samples(sample, args.samples, loader.dataset.shape, label=label, **parallel)
+samples = draw_samples(
+    sample,
+    args.samples,
+    shape,
+    label=torch.arange(args.samples) % len(classes),
+    batch_size=250,
+    accelerator=accelerator,
+    network=velocity,
+)
 leave_to_main(accelerator)
 samples.save_grid(args.output / "samples.png", columns=len(classes))
 samples.save(args.output / "samples")
-how = Sampler(steps=args.solver_steps, guidance_scale=args.guidance)
-shape = loader.dataset.shape
-flow = FlowModel(velocity, path, shape=shape, classes=classes, samplers={"sample": how})
-flow.save_pretrained(args.output / "pretrained")
-print(f"{len(label)} samples, {samples.evaluations:.0f} evaluations each, {samples.seconds:.0f} s")
+print(
+    f"{args.samples} samples, {samples.evaluations:.0f} evaluations each, {samples.seconds:.0f} s"
+)
 print(f"saved {args.output}/samples.png, and all as a data set in {args.output}/samples")
 
-# ---- judge ----------------------------------------------------------------------------------
+how = Sampler(steps=args.solver_steps, guidance_scale=args.guidance)
+flow = FlowModel(velocity, path, shape=shape, classes=classes, samplers={"sample": how})
+flow.save_pretrained(args.output / "pretrained")
+
 if judge:
-    network = classifier(judge)
-    metrics = FeatureMetrics(network.features)
-    for part in reference.split(500):
-        metrics.update(part, real=True)
-    predicted = []
-    for part in samples.to_float().split(500):
-        metrics.update(part, real=False)
-        predicted.append(network(part).argmax(1))
-    predicted, even = torch.cat(predicted), torch.full((len(classes),), 1 / len(classes))
-    for figure, estimate in metrics.compute().items():
-        print(f"{figure:9} {estimate}")
-    print(f"right class {jackknife(torch.mean, (predicted == label).double()):.3f}")
-    print(f"imbalance {jackknife(lambda labels: class_balance(labels, even), predicted):.3f}")
+    print_digit_scores(samples, reference, judge)

@@ -16,7 +16,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from flow_matching.path import CondOTProbPath
-from torchvision.utils import make_grid
+from plots import save_figure, show_rows
 
 from fm_ext.coupling import IndependentCoupling, NoisySource, OptimalTransport
 from fm_ext.data import image_pair_loader, load_images
@@ -40,7 +40,10 @@ parser.add_argument("--batch-size", type=int, default=64)
 parser.add_argument("--lr", type=float, default=1e-3)
 parser.add_argument("--solver-steps", type=int, default=4 if SMOKE else 24, help="of midpoint")
 parser.add_argument("--unet-steps", type=int, default=2 if SMOKE else 6000, help="of the U-Net")
-parser.add_argument("--only", nargs="*", metavar="COUPLING", help="others are not trained")
+FEW = ["noise", "U-Net"] if SMOKE else None
+parser.add_argument(
+    "--only", nargs="*", default=FEW, metavar="COUPLING", help="others are not trained"
+)
 parser.add_argument("--output", type=Path, default=Path("outputs/image_to_image"))
 args = parser.parse_args()
 
@@ -48,17 +51,21 @@ accelerator = auto_accelerator()
 data = {"size": 28, "channels": 1, "device": accelerator.device}
 sources, _ = load_images(args.source, **data, limit=200 if SMOKE else 1000)
 targets, labels = load_images(args.target, **data, limit=len(sources))
+
+# ---- which source goes to which target -------------------------------------------------------
 straight = CondOTProbPath()
+noisy = CoupledProbPath(straight, NoisySource(NOISE))
 paths = {
     "as they come": CoupledProbPath(straight, IndependentCoupling()),
-    "noise": CoupledProbPath(straight, NoisySource(NOISE)),
+    "noise": noisy,
     "transport": CoupledProbPath(straight, OptimalTransport()),
+    "transport, noise": CoupledProbPath(noisy, OptimalTransport()),
+    "U-Net": CoupledProbPath(noisy, OptimalTransport()),
 }
-paths["transport, noise"] = CoupledProbPath(paths["noise"], OptimalTransport())
-paths["U-Net"] = paths["transport, noise"]
 paths = {name: path for name, path in paths.items() if args.only is None or name in args.only}
 
 
+# ---- train -----------------------------------------------------------------------------------
 def train_exercise(name, path):
     """The exercise's network and hyper-parameters."""
     loader = image_pair_loader(args.source, args.target, batch_size=args.batch_size, **data)
@@ -76,15 +83,16 @@ def train_exercise(name, path):
 
 def train_unet(name):
     """More images paired than trained on: a nearer transport for the price of loading them."""
-    loader = image_pair_loader(args.source, args.target, batch_size=256, **data)
+    paired, trained = (32, 8) if SMOKE else (256, 32)
+    loader = image_pair_loader(args.source, args.target, batch_size=paired, **data)
     torch.manual_seed(0)
-    net = UNet.preset(28, 1, channels=24, head_channels=24, attention=())
-    model, times, noisy = UNetWrapper(net), LogitNormalTime(), paths["U-Net"].path
+    model = UNetWrapper(UNet.preset(28, 1, lean=True))
+    transport, times = OptimalTransport(), LogitNormalTime()
 
     def loss(model, batch):
-        x_0, _ = OptimalTransport()(batch["source"], batch["image"])
-        t = times(32, device=x_0.device)
-        sample = noisy.sample(x_0[:32], batch["image"][:32], t)
+        x_0, _ = transport(batch["source"], batch["image"])
+        t = times(trained, device=x_0.device)
+        sample = noisy.sample(x_0[:trained], batch["image"][:trained], t)
         return velocity_loss(model(x=sample.x_t, t=sample.t), sample)
 
     steps = args.unet_steps
@@ -92,8 +100,12 @@ def train_unet(name):
 
 
 def fit(name, model, loss, loader, **settings):
-    settings |= {"ema_decay": 0.999, "log_every": min(50, settings["steps"])}
-    config = TrainerConfig(output_dir=args.output / name, **settings)
+    config = TrainerConfig(
+        output_dir=args.output / name,
+        ema_decay=0.999,
+        log_every=min(50, settings["steps"]),
+        **settings,
+    )
     trainer = Trainer(model, loss, loader, config, accelerator)
     trainer.fit()
     accelerator.free_memory()  # for the next training
@@ -108,6 +120,8 @@ leave_to_main(accelerator)
 best = next(name for name in ("U-Net", "transport, noise", *models) if name in models)
 flow = FlowModel(models[best], paths[best], shape=(1, 28, 28), source="image")
 flow.save_pretrained(args.output / "pretrained")
+
+# ---- translate, and ask a classifier ---------------------------------------------------------
 judge = classifier("mnist").to(accelerator.device)
 
 
@@ -125,21 +139,25 @@ def report(name, images, cost):
 print(f"{'':18} {'clear':>6} {'entropy':>8} {'cost':>8}   Frechet distance to the test digits")
 found = report("test digits", targets, 0.0)
 report("garments", sources, 0.0)
-rows = []
+shown = {}
 for name, path in paths.items():
     torch.manual_seed(0)
-    solver, moments = ODESolver(models[name]), {"time_grid": [0.0, 0.25, 0.5, 0.75, 1.0]}
-    steps = {"step_size": 1 / args.solver_steps, "method": "midpoint"}
-    start = path.source(sources)
+    solver = ODESolver(models[name])
     with accelerator.autocast():
-        states = solver.sample(start, **steps, **moments, return_intermediates=True).clamp(-1, 1)
+        states = solver.sample(
+            path.source(sources),
+            step_size=1 / args.solver_steps,
+            method="midpoint",
+            time_grid=[0.0, 0.25, 0.5, 0.75, 1.0],
+            return_intermediates=True,
+        ).clamp(-1, 1)
     report(name, states[-1], (states[-1] - sources).square().flatten(1).sum(1).mean())
-    rows.append(torch.cat([sources[None], states])[:, :: len(sources) // 12][:, :12])
-print(
-    f"clear: above 90 % for one digit; the classifier reads {(found == labels).float().mean():.1%} of the test digits"
-)
+    shown[name] = torch.cat([sources[None], states])[:, :: len(sources) // 12][:, :12]
+right = (found == labels).float().mean()
+print(f"clear: above 90 % for one digit; the classifier reads {right:.1%} of the test digits")
 print(f"cost: mean squared distance from garment to digit; {solver.nfe} evaluations a translation")
 
+# ---- one picture -----------------------------------------------------------------------------
 across = min(len(paths), 2)
 down = -(-len(paths) // across)
 figure, axes = plt.subplots(
@@ -147,8 +165,7 @@ figure, axes = plt.subplots(
 )
 for axis in axes.flat[len(paths) :]:
     axis.set_visible(False)
-for axis, name, states in zip(axes.flat, paths, rows, strict=False):
-    axis.imshow(make_grid(states.flatten(0, 1).cpu() / 2 + 0.5, states.shape[1]).movedim(0, 2))
-    axis.set(title=name, xticks=[], yticks=[], ylabel="garment, start ... digit")
-figure.savefig(args.output / "translations.png", dpi=100)
-print(f"saved {args.output}/translations.png")
+for axis, (name, rows) in zip(axes.flat, shown.items(), strict=False):
+    show_rows(axis, list(rows), titles=["garment", "start", "1/4", "1/2", "3/4", "digit"])
+    axis.set_title(name)
+save_figure(figure, args.output / "translations.png", dpi=100)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from plots import save_figure
 
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
 
@@ -36,7 +37,4 @@ for row, (name, mask) in zip(axes, MASKS.items(), strict=True):
         f"{name:28} missing {missing.min():4.0%} to {missing.max():4.0%}, mean {missing.mean():4.0%}"
     )
 
-output = Path("outputs/masks.png")
-output.parent.mkdir(exist_ok=True)
-figure.savefig(output, dpi=90)
-print(f"wrote {output}")
+save_figure(figure, Path("outputs/masks.png"), dpi=90)

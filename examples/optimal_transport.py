@@ -13,6 +13,8 @@ import matplotlib.pyplot as plt
 import torch
 from flow_matching.path import CondOTProbPath
 from flow_matching.solver import ODESolver
+from plane import eight_gaussians, moons
+from plots import save_figure, show_flow
 from torch import nn
 
 from fm_ext.coupling import IndependentCoupling, OptimalTransport
@@ -23,11 +25,16 @@ from fm_ext.path import CoupledProbPath
 from fm_ext.solver import simulate_pairs
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
-TRAINING_STEPS, SAMPLES, PAIRS = (20, 100, 512) if SMOKE else (3000, 2000, 40 * 512)
-BATCH, LR, STEPS = 256, 2e-3, (1, 2, 4, 8, 16)
+TRAINING_STEPS = 20 if SMOKE else 3000
+SAMPLES = 100 if SMOKE else 2000
+PAIRS = 512 if SMOKE else 40 * 512  # of reflow
+BATCH, LR = 256, 2e-3
+STEPS = (1, 2, 4, 8, 16)
 
 
-class Classes(nn.Module):  # an MLP of (x, class) whose velocity does not leave the class
+class Conditional(nn.Module):
+    """An MLP of (x, class) whose velocity does not leave the class."""
+
     def __init__(self):
         super().__init__()
         self.net = MLP(dim=3)
@@ -36,24 +43,20 @@ class Classes(nn.Module):  # an MLP of (x, class) whose velocity does not leave 
         return self.net(torch.cat([x, 2.0 * label[:, None] - 1], 1), t)[:, :2]
 
 
-def gaussians(n):
-    angle = torch.randint(8, (n,)) * (torch.pi / 4)
-    return 2 * torch.stack([angle.cos(), angle.sin()], 1) + 0.2 * torch.randn(n, 2)
+def cost(a, b):
+    return (a - b).square().sum(-1).mean()
 
 
-def moons(n):
-    angle, label = torch.pi * torch.rand(n), torch.randint(2, (n,))
-    x = torch.where(label == 1, 1 - angle.cos(), angle.cos())
-    y = torch.where(label == 1, 0.5 - angle.sin(), angle.sin())
-    return torch.stack([1.5 * x - 0.75, 1.5 * y - 0.375], 1) + 0.05 * torch.randn(n, 2), label
+def wasserstein(a, b):
+    return cost(OptimalTransport()(a, b)[0], b).sqrt().item()
 
 
 def train(batch):
-    """Trains on path samples with their classes, `batch()`; returns the mean transport cost of its pairs, too."""
-    model, paid = Classes(), 0.0
+    """Trains on the path samples and classes of `batch()`; returns the mean cost of the pairs, too."""
+    model, paid = Conditional(), 0.0
     optimizer = torch.optim.Adam(model.parameters(), LR)
-    for i in range(TRAINING_STEPS):
-        optimizer.param_groups[0]["lr"] = LR * (1 - i / TRAINING_STEPS)
+    for step in range(TRAINING_STEPS):
+        optimizer.param_groups[0]["lr"] = LR * (1 - step / TRAINING_STEPS)
         sample, label = batch()
         paid += cost(sample.x_0, sample.x_1).item() / TRAINING_STEPS
         optimizer.zero_grad()
@@ -64,58 +67,78 @@ def train(batch):
 
 def report(name, model, paid):
     """Prints a line; the error is W2 to the moon that was asked for, mean over both."""
-    solver, few = ODESolver(model), lambda n: torch.linspace(0, 1, n + 1)
-    start = {"x_init": noise, "step_size": None, "label": classes}
-    x = solver.sample(**start, time_grid=few(32), return_intermediates=True, method="midpoint")
-    bend = cost((x[1:] - x[:-1]) * 32, x[-1] - x[0])  # Liu et al., arXiv 2209.03003
-    ends = [solver.sample(**start, time_grid=few(n)) for n in STEPS]
-    errors = [sum(w2(end[m], truth[m]) for m in (classes == 0, classes == 1)) / 2 for end in ends]
-    print(f"{name:<18}{paid:13.2f}{bend:14.3f}" + "".join(f"{e:8.3f}" for e in errors))
-    return errors, x
+    solver = ODESolver(model)
+    states = solver.sample(
+        noise,
+        step_size=None,
+        method="midpoint",
+        time_grid=torch.linspace(0, 1, 33),
+        return_intermediates=True,
+        label=classes,
+    )
+    velocity = 32 * (states[1:] - states[:-1])
+    bend = cost(velocity, states[-1] - states[0])  # straightness: Liu et al., arXiv 2209.03003
+    errors = []
+    for steps in STEPS:
+        end = solver.sample(noise, step_size=1 / steps, label=classes)
+        each = [wasserstein(end[classes == c], truth[classes == c]) for c in (0, 1)]
+        errors.append(sum(each) / 2)
+    print(f"{name:<18}{paid:13.2f}{bend:14.3f}" + "".join(f"{error:8.3f}" for error in errors))
+    return errors, states
 
 
 torch.manual_seed(0)
-cost = lambda a, b: (a - b).square().sum(-1).mean()
-w2 = lambda a, b: cost(OptimalTransport()(a, b)[0], b).sqrt().item()
-noise, (truth, classes) = gaussians(SAMPLES), moons(SAMPLES)
+noise, (truth, classes) = eight_gaussians(SAMPLES), moons(SAMPLES)
 
 # ---- three couplings ------------------------------------------------------------------------
+independent = CoupledProbPath(CondOTProbPath(), IndependentCoupling())
+transport = CoupledProbPath(CondOTProbPath(), OptimalTransport())
+
+
+def independent_batch():
+    x_1, label = moons(BATCH)
+    return independent.sample(eight_gaussians(BATCH), x_1, torch.rand(BATCH)), label
+
+
+def transport_batch():
+    x_1, label = moons(BATCH)
+    return transport.sample(eight_gaussians(BATCH), x_1, torch.rand(BATCH)), label
+
+
+def conditional_batch():  # a condition that is given is obeyed
+    x_1, label = moons(BATCH)
+    return transport.sample(eight_gaussians(BATCH), x_1, torch.rand(BATCH), label=label), label
+
+
 print(f"{'coupling':<18}  pairs' cost  straightness    W2 after {STEPS} Euler steps")
-results, flows = {}, {}
-for name in ("independent", "OT, class ignored", "OT within classes"):
-    coupling = IndependentCoupling() if name == "independent" else OptimalTransport()
-    path = CoupledProbPath(CondOTProbPath(), coupling)
-
-    def batch(path=path, within="within" in name):
-        x_1, label = moons(BATCH)
-        conditions = {"label": label} if within else {}  # a condition that is given is obeyed
-        return path.sample(gaussians(BATCH), x_1, torch.rand(BATCH), **conditions), label
-
-    flows[name], paid = train(batch)
-    results[name] = report(name, flows[name], paid)
+results = {}
+flow, paid = train(independent_batch)
+results["independent"] = report("independent", flow, paid)
+results["OT, class ignored"] = report("OT, class ignored", *train(transport_batch))
+results["OT within classes"] = report("OT within classes", *train(conditional_batch))
 
 # ---- reflow: train on (x_0, ODE(x_0)) of the independent flow --------------------------------
 with tempfile.TemporaryDirectory() as folder:
-    sources = [{"x_0": gaussians(512), "label": moons(512)[1]} for _ in range(PAIRS // 512)]
-    write_pairs(simulate_pairs(flows["independent"], sources), folder)
+    sources = ({"x_0": eight_gaussians(512), "label": moons(512)[1]} for _ in range(0, PAIRS, 512))
+    write_pairs(simulate_pairs(flow, sources), folder)
     (pairs,) = pair_loader(folder, batch_size=PAIRS)  # few enough for one batch
 
-again = lambda i: (
-    CondOTProbPath().sample(pairs["x_0"][i], pairs["x_1"][i], torch.rand(BATCH)),
-    pairs["label"][i],
-)
-reflow = train(lambda: again(torch.randint(PAIRS, (BATCH,))))
-results["reflow"] = report("reflow", *reflow)
+
+def reflow_batch():
+    rows = torch.randint(PAIRS, (BATCH,))
+    sample = CondOTProbPath().sample(pairs["x_0"][rows], pairs["x_1"][rows], torch.rand(BATCH))
+    return sample, pairs["label"][rows]
+
+
+results["reflow"] = report("reflow", *train(reflow_batch))
 before, after = results["independent"][0][0], results["reflow"][0][0]
 print(f"one Euler step: W2 {before:.3f} before reflow, {after:.3f} after")
 
 # ---- one picture ----------------------------------------------------------------------------
 figure, axes = plt.subplots(1, 5, figsize=(20, 4), layout="constrained")
-for ax, (name, (errors, x)) in zip(axes, results.items(), strict=False):
-    ax.plot(*x[:, :150].unbind(2), color="0.7", linewidth=0.5)
-    ax.scatter(*x[-1, :1000].T, c=classes[:1000], s=2, cmap="coolwarm")
-    ax.set(title=name, xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
+for axis, (name, (errors, states)) in zip(axes, results.items(), strict=False):
+    show_flow(axis, states[:, :1000], lines=150, c=classes[:1000], cmap="coolwarm")
+    axis.set(title=name)
     axes[-1].loglog(STEPS, errors, marker=".", label=name)
 axes[-1].legend(title="W2 to the class asked for, by Euler steps")
-Path("outputs").mkdir(exist_ok=True)
-figure.savefig("outputs/optimal_transport.png", dpi=80)
+save_figure(figure, Path("outputs/optimal_transport.png"), dpi=80)

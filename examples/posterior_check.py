@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from flow_matching.path.scheduler import CondOTScheduler
+from plots import save_figure
 from torch import nn
 
 from fm_ext.path.scheduler import CosineScheduler, VPScheduler
@@ -32,7 +33,9 @@ METHODS = [
     "d_flow",
 ]
 PICTURED = ["replace", "flower", "ot_ode", "moment_matching"]
-STEPS, FILLS, OBSERVATIONS = (2, 20, 2) if SMOKE else (50, 400, 30)
+STEPS = 2 if SMOKE else 50
+FILLS = 20 if SMOKE else 400
+OBSERVATIONS = 2 if SMOKE else 30
 COSTS = (8,) if SMOKE else (25, 50, 100, 250)  # evaluations and gradients, together
 PER_STEP = {
     "ding": 2,
@@ -49,7 +52,9 @@ covariance = 0.97 ** (index[:, None] - index).abs().double() + 1e-3 * torch.eye(
 known, mask = (index < 10) | (index >= 22), (index >= 10) & (index < 22)
 
 
-class Exact(nn.Module):  # the velocity for data N(0, covariance)
+class Exact(nn.Module):
+    """The velocity for data N(0, covariance), with an error of its derivative if one is asked for."""
+
     def __init__(self, scheduler, error=0.0):
         super().__init__()
         self.scheduler = scheduler
@@ -64,6 +69,7 @@ class Exact(nn.Module):  # the velocity for data N(0, covariance)
 
 
 def root(matrix):
+    """The symmetric square root."""
     values, vectors = torch.linalg.eigh(matrix)
     return vectors * values.clamp(min=0).sqrt() @ vectors.mT
 
@@ -77,6 +83,7 @@ spread = spread - gain @ covariance[known][:, mask]
 
 
 def compare(fills):
+    """Means over the observations: W2 to the posterior, its deviation, bias, covariance ratio and seam."""
     hole = fills.double()[..., mask]
     rest = hole - hole.mean(0)
     cov = torch.einsum("noi,noj->oij", rest, rest) / (len(fills) - 1)
@@ -111,16 +118,26 @@ for method in METHODS:
 # ---- W2 at equal cost -----------------------------------------------------------------------
 print("W2 at equal cost   " + "".join(f"{cost:>8}" for cost in COSTS))
 curves = {}
-for method in (method for method in METHODS if method != "d_flow"):
+for method in METHODS:
+    if method == "d_flow":  # its cost is that of its optimisation
+        continue
     steps = [max(1, (cost - BEFORE.get(method, 0)) // PER_STEP.get(method, 1)) for cost in COSTS]
     curves[method] = [compare(sample(method, steps=n)[0])[0] for n in steps]
     print(f"{method:<19}" + "".join(f"{w2:8.3f}" for w2 in curves[method]), flush=True)
 print("W2 of moment matching, errors of J " + ", ".join(map(str, ERRORS)) + "; eta 0, 0.5, 1")
-trials = {s: [{"error": e, "linear_solver": s} for e in ERRORS] for s in ("gmres", "cg")}
-trials |= {f"eta, {n} steps": [{"eta": e, "steps": n} for e in (0, 0.5, 1)] for n in (25, 50)}
-for name, options in trials.items():
-    w2s = (compare(sample("moment_matching", **each)[0])[0] for each in options)
+
+
+def print_moment_matching(name, trials):
+    w2s = (compare(sample("moment_matching", **options)[0])[0] for options in trials)
     print(f"{name:<19}" + "".join(f"{w2:8.2g}" for w2 in w2s), flush=True)
+
+
+for linear_solver in ("gmres", "cg"):
+    trials = [{"error": error, "linear_solver": linear_solver} for error in ERRORS]
+    print_moment_matching(linear_solver, trials)
+for steps in (25, 50):
+    trials = [{"eta": eta, "steps": steps} for eta in (0, 0.5, 1)]
+    print_moment_matching(f"eta, {steps} steps", trials)
 
 # ---- one picture ----------------------------------------------------------------------------
 figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
@@ -134,5 +151,4 @@ for method, w2s in curves.items():
     axes.flat[-1].semilogy([str(cost) for cost in COSTS], w2s, marker=".", label=method)
 axes.flat[-1].set(title="W2 to the posterior", xlabel="evaluations and gradients", ylim=(0.03, 2))
 axes.flat[-1].legend(fontsize=7, ncols=3, loc="lower left")
-Path("outputs").mkdir(exist_ok=True)
-figure.savefig("outputs/posterior_check.png", dpi=100)
+save_figure(figure, Path("outputs/posterior_check.png"), dpi=100)

@@ -1,5 +1,7 @@
-"""Every example runs, at the size that the environment variable FM_EXT_SMOKE makes small."""
+"""Every example and every benchmark runs, at the size that the environment variable FM_EXT_SMOKE makes small."""
 
+import ast
+import json
 import os
 import re
 import subprocess
@@ -9,26 +11,72 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
-def test_example(script, tmp_path):
+def scripts(folder: str) -> list[Path]:
+    """Those whose docstring says how they are started; the others are modules that they import."""
+    found = sorted((ROOT / folder).glob("*.py"))
+    return [
+        path
+        for path in found
+        if f"{folder}/{path.name}" in (ast.get_docstring(ast.parse(path.read_text())) or "")
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Runs a script in a folder, with arguments; returns its exit status and what it wrote."""
     environment = os.environ | {
         "FM_EXT_SMOKE": "1",
         "MPLBACKEND": "agg",
         "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HOME": str(tmp_path_factory.mktemp("hf")),
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }
-    run = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    server = subprocess.Popen(
+        [sys.executable, ROOT / "tests/fork_server.py"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert re.search(r"\d", run.stdout), "an example ends by printing the numbers that matter"
+
+    def start(script: Path, folder: Path, *arguments: str) -> tuple[int, str]:
+        log = folder / "log.txt"
+        paths = {"script": str(script), "folder": str(folder), "log": str(log)}
+        server.stdin.write(json.dumps({**paths, "arguments": arguments}) + "\n")
+        server.stdin.flush()
+        return int(server.stdout.readline()), log.read_text()
+
+    yield start
+    server.stdin.close()
+    server.stdout.close()
+    server.wait()
+
+
+@pytest.mark.parametrize("script", scripts("examples"), ids=lambda path: path.stem)
+def test_example(script, run, tmp_path):
+    status, output = run(script, tmp_path)
+    assert status == 0, output
+    assert re.search(r"\d", output), "an example ends by printing the numbers that matter"
     assert list(tmp_path.glob("outputs/**/*.png")), "an example saves a picture"
+
+
+DIGITS, WEIGHTS = ROOT / "examples/data/mnist", ROOT / "fm_ext/hub/weights"
+ARGUMENTS = {
+    "classifiers": ["mnist", str(DIGITS)],
+    "filling": ["--only", "lean, base"],
+    "ship": ["mnist", str(WEIGHTS / "mnist"), "--output", "outputs"],
+}
+
+
+@pytest.mark.parametrize("script", scripts("examples/benchmarks"), ids=lambda path: path.stem)
+def test_benchmark(script, run, tmp_path):
+    status, output = run(script, tmp_path, *ARGUMENTS.get(script.stem, ()))
+    assert status == 0, output
+    assert re.search(r"\d", output), "a benchmark prints what it measures"
 
 
 def test_generate_judges_on_the_first_of_two_processes(tmp_path):

@@ -9,6 +9,7 @@ distance in these features is read off here.
 """
 
 import argparse
+import os
 
 import torch
 from torch import Tensor
@@ -19,13 +20,16 @@ from fm_ext.data.pixels import to_float
 from fm_ext.metrics import classifier, frechet_distance, jackknife
 from fm_ext.sampling import to_uint8
 
+SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("name", choices=["mnist", "fashion_mnist"])
 parser.add_argument("dataset", help="folder or hub name of the full data set")
 args = parser.parse_args()
 
-images, labels = load_images(args.dataset, channels=1)
-train, train_labels = load_images(args.dataset, split="train", channels=1)
+limit = 200 if SMOKE else None
+images, labels = load_images(args.dataset, channels=1, limit=limit)
+train, train_labels = load_images(args.dataset, split="train", channels=1, limit=limit)
 chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: len(images)]
 network = classifier(args.name)
 

@@ -12,6 +12,7 @@ shows it.
 import argparse
 import itertools
 import logging
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -26,10 +27,14 @@ from torchvision.transforms import v2
 
 from fm_ext.data import image_loader
 
+SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--rounds", type=int, default=9)
+parser.add_argument("--rounds", type=int, default=1 if SMOKE else 9)
 parser.add_argument("--batch-size", type=int, default=128)
-parser.add_argument("--seconds", type=float, default=0.3, help="of each way in each round")
+parser.add_argument(
+    "--seconds", type=float, default=0.01 if SMOKE else 0.3, help="of each way in each round"
+)
 args = parser.parse_args()
 DATA = Path(__file__).resolve().parents[1] / "data"
 

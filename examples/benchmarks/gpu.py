@@ -1,4 +1,4 @@
-"""What a GPU changes, in about ten minutes: one table and one JSON.
+"""Measures the package on a GPU, in about ten minutes: one table and one JSON.
 
     pip install torchcfm diffusers opencv-python-headless
     python examples/benchmarks/gpu.py --digits <folder of MNIST> --portraits <folder of portraits at 128 pixels>
@@ -66,12 +66,7 @@ def measure_unet() -> Iterator[Row]:
     for size in (28,) if SMOKE else (28, 64):
         batch = 2 if SMOKE else {28: 256, 64: 64}[size]
         state = torch.randn(batch, 1 if size == 28 else 3, size, size, device=device)
-        if find_spec("torchcfm") and find_spec("diffusers"):
-            built = nets(size)
-        else:
-            preset = UNet.preset(size, state.shape[1], channels=8 if SMOKE else 32, head_channels=8)
-            built = {"ours, preset": UNetWrapper(preset)}
-        built = {name: net.to(device) for name, net in built.items()}
+        built = {name: net.to(device) for name, net in nets(size).items()}
         if device.type == "cuda":
             built |= {f"{name}, compiled": torch.compile(net) for name, net in built.items()}
         for name, net in built.items():

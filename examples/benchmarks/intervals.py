@@ -7,6 +7,7 @@ figure over all repetitions, 0.95 at best; "width" is the interval's over that w
 """
 
 import argparse
+import os
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from fm_ext.metrics import (
     sliced_wasserstein,
 )
 
-POINTS, DIMENSION, RESAMPLES = 400, 8, 50
+SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
+POINTS, DIMENSION, RESAMPLES = (60, 8, 3) if SMOKE else (400, 8, 50)
 FIGURES = {
     "mean of the first feature": lambda x, y: x[:, 0].mean(),
     "frechet_distance": frechet_distance,
@@ -35,7 +37,7 @@ FIGURES = {
 }
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--repetitions", type=int, default=100)
+parser.add_argument("--repetitions", type=int, default=2 if SMOKE else 100)
 args = parser.parse_args()
 
 

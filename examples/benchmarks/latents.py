@@ -1,4 +1,4 @@
-"""What a training step at a size costs in pixels and in latents: seconds and memory, with the autoencoder's own passes.
+"""Seconds and memory of a training step in pixels and in latents, with the autoencoder's own passes.
 
     python examples/benchmarks/latents.py --size 256 --batch 4 16
     python examples/benchmarks/latents.py --size 256 --batch 4 16 64 --compute     # nothing is run

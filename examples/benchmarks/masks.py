@@ -14,6 +14,7 @@ second, and how many times as fast as the other two ours are.
 
 import argparse
 import math
+import os
 import random
 import statistics
 import time
@@ -25,10 +26,12 @@ import torch
 
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, Mask, RandomBox
 
+SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--size", type=int, nargs="*", default=[28, 64, 256])
-parser.add_argument("--batch-size", type=int, default=64)
-parser.add_argument("--rounds", type=int, default=31)
+parser.add_argument("--size", type=int, nargs="*", default=[28] if SMOKE else [28, 64, 256])
+parser.add_argument("--batch-size", type=int, default=4 if SMOKE else 64)
+parser.add_argument("--rounds", type=int, default=1 if SMOKE else 31)
 args = parser.parse_args()
 torch.set_num_threads(1)
 cv2.setNumThreads(1)

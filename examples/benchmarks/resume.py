@@ -27,6 +27,7 @@ from fm_ext.loss import velocity_loss
 from fm_ext.models import SmallUNet
 from fm_ext.training import Trainer, TrainerConfig, latest_checkpoint
 
+SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 SAVE_EVERY = 3
 STEPS_A_KILL = 30  # the farthest that a kill lets the run come, with 9 to spare
 DATA = Path(__file__).parents[1] / "data" / "mnist"
@@ -143,8 +144,19 @@ if sys.argv[1:2] == ["--train"]:
     train(sys.argv[2], int(sys.argv[3]))
 else:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=10, help="for each number of processes")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of them")
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=1 if SMOKE else 10,
+        help="for each number of processes",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        nargs="+",
+        default=[1] if SMOKE else [1, 2],
+        help="numbers of them",
+    )
     args = parser.parse_args()
     print("processes  kill  while     last good step  inside a save")
     with tempfile.TemporaryDirectory() as temporary:

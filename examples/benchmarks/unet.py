@@ -6,15 +6,17 @@
     python examples/benchmarks/unet.py --compile            # a GPU: eager and compiled, with peak memory
 
 The nets take turns, step by step, so that a busy machine slows all of them alike; printed are medians of the ratios to
-torchcfm in fp32. "same" is our net with the peers' levels, widths, blocks and attention; "preset" is what
-`UNet.preset` recommends, which attends at the lowest level only.
+the first, torchcfm in fp32. A peer that is not installed is left out. "same" is our net with the peers' levels, widths,
+blocks and attention; "preset" is what `UNet.preset` recommends, which attends at the lowest level only.
 """
 
 import argparse
+import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -24,28 +26,36 @@ from fm_ext.models import UNet, UNetWrapper
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # the peers'
 
+SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def nets(size: int) -> dict[str, nn.Module]:
-    """The contestants as velocity models v(x, t) of one structure."""
-    from diffusers import UNet2DModel
-    from torchcfm.models.unet.unet import UNetModelWrapper
-
+    """The contestants that are installed, as velocity models v(x, t) of one structure."""
     channels, mult, level = (1, (1, 2, 2), 0) if size == 28 else (3, (1, 2, 3, 4), 2)
-    down = ["DownBlock2D"] * len(mult)
-    up = ["UpBlock2D"] * len(mult)
-    down[level], up[-1 - level] = "AttnDownBlock2D", "AttnUpBlock2D"
-    theirs = UNet2DModel(
-        sample_size=size,
-        in_channels=channels,
-        out_channels=channels,
-        layers_per_block=1,
-        block_out_channels=[32 * m for m in mult],
-        down_block_types=down,
-        up_block_types=up,
-        attention_head_dim=None,
-    )
+    built: dict[str, nn.Module] = {}
+    if find_spec("torchcfm"):
+        from torchcfm.models.unet.unet import UNetModelWrapper
+
+        torchcfm = UNetModelWrapper(dim=(channels, size, size), num_channels=32, num_res_blocks=1)
+        built["torchcfm"] = UNetWrapper(torchcfm)
+    if find_spec("diffusers"):
+        from diffusers import UNet2DModel
+
+        down = ["DownBlock2D"] * len(mult)
+        up = ["UpBlock2D"] * len(mult)
+        down[level], up[-1 - level] = "AttnDownBlock2D", "AttnUpBlock2D"
+        diffusers = UNet2DModel(
+            sample_size=size,
+            in_channels=channels,
+            out_channels=channels,
+            layers_per_block=1,
+            block_out_channels=[32 * m for m in mult],
+            down_block_types=down,
+            up_block_types=up,
+            attention_head_dim=None,
+        )
+        built["diffusers"] = UNetWrapper(diffusers, time_scale=1000)
     same = UNet(
         channels,
         channels=32,
@@ -57,13 +67,9 @@ def nets(size: int) -> dict[str, nn.Module]:
         if isinstance(stage, nn.ModuleList) and stage[-1].__class__.__name__ == "Attention":
             if stage[-1].qkv.in_features != 32 * mult[level]:
                 del stage[-1]
-    torchcfm = UNetModelWrapper(dim=(channels, size, size), num_channels=32, num_res_blocks=1)
-    return {
-        "torchcfm": UNetWrapper(torchcfm),
-        "diffusers": UNetWrapper(theirs, time_scale=1000),
-        "ours, same": UNetWrapper(same),
-        "ours, preset": UNetWrapper(UNet.preset(size, channels, channels=32)),
-    }
+    built["ours, same"] = UNetWrapper(same)
+    built["ours, preset"] = UNetWrapper(UNet.preset(size, channels, channels=32))
+    return built
 
 
 def training_step(net: nn.Module, x: Tensor, precision: torch.dtype) -> Callable[[], Any]:
@@ -82,15 +88,16 @@ def training_step(net: nn.Module, x: Tensor, precision: torch.dtype) -> Callable
 
 
 def sampling(net: nn.Module, x: Tensor, precision: torch.dtype) -> Callable[[], Any]:
-    """50 Euler steps."""
-    times = torch.linspace(0, 1, 51, device=device)
+    """50 Euler steps; 2 of a smoke run."""
+    steps = 2 if SMOKE else 50
+    times = torch.linspace(0, 1, steps + 1, device=device)
 
     @torch.no_grad()
     def sample() -> None:
         state = x
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             for t in times[:-1]:
-                state = state + net(x=state, t=t).float() / 50
+                state = state + net(x=state, t=t).float() / steps
 
     return sample
 
@@ -129,14 +136,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--size", type=int, nargs="*", default=[28, 64], choices=[28, 64])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--size", type=int, nargs="*", default=[28] if SMOKE else [28, 64], choices=[28, 64]
+    )
+    parser.add_argument("--rounds", type=int, default=1 if SMOKE else 7)
     parser.add_argument("--batch-size", type=int, help="64 at 28 pixels and 16 at 64 if not given")
     parser.add_argument("--compile", action="store_true", help="compiled twins of every net too")
     args = parser.parse_args()
     for size in args.size:
         torch.manual_seed(0)
-        batch = args.batch_size or {28: 64, 64: 16}[size]
+        batch = args.batch_size or (2 if SMOKE else {28: 64, 64: 16}[size])
         precisions = {"fp32": torch.float32, "bf16": torch.bfloat16}
         x = torch.randn(batch, 1 if size == 28 else 3, size, size, device=device)
         built = {name: net.to(device) for name, net in nets(size).items()}

@@ -1,4 +1,4 @@
-"""What a session keeps between two runs of the page. Sessions share nothing but models that load by name."""
+"""The state that a session keeps between two runs of the page. Sessions share only models that load by name."""
 
 from collections.abc import Callable, Hashable
 from typing import TypeVar

@@ -19,7 +19,7 @@ from fm_ext.data.source import Source
 from fm_ext.utils.inputs import check_whole
 
 MANIFEST = "latents.json"
-"""What a folder holds: written first, so that a second call goes on with the same latents or refuses."""
+"""The description of a folder: written first, so that a second call goes on with the same latents or refuses."""
 
 
 @runtime_checkable

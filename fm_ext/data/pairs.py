@@ -22,7 +22,7 @@ SHARD = 10_000
 """Rows of a file, at least, but for the last one."""
 
 UNFINISHED = "unfinished-"
-"""What a file is called, with the rank behind, as long as a process has pairs to write."""
+"""The name of a file, with the rank behind, as long as a process has pairs to write."""
 
 
 def write_pairs(batches: Iterable[Mapping[str, Tensor]], folder: str | os.PathLike) -> int:

@@ -89,7 +89,17 @@ def _load(source: str | os.PathLike, split: str, streaming: bool):
         return datasets.load_dataset(source, split=split, streaming=streaming)
     if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return datasets.load_from_disk(path)
-    return datasets.load_dataset(str(path), split=split, streaming=streaming)
+    try:
+        return datasets.load_dataset(str(path), split=split, streaming=streaming)
+    except ValueError as error:
+        names = datasets.get_dataset_split_names(str(path))
+        if all(part.split("[")[0] in names for part in split.split("+")):
+            raise
+        raise ValueError(
+            f"`split` must be one of {sorted(names)}, or a part of it; got {split!r}. A folder has a split for each "
+            f"of its folders train, validation and test; without these, split='{names[0]}[-100:]' are its last images "
+            f"and split='{names[0]}[:-100]' the others."
+        ) from error
 
 
 def find_columns(

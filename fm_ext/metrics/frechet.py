@@ -14,7 +14,7 @@ def frechet_distance(
 
     $$\|\mu_x - \mu_y\|^2 + \operatorname{tr}\big(\Sigma_x + \Sigma_y - 2 (\Sigma_x \Sigma_y)^{1/2}\big)$$
 
-    With the features of Inception it is the FID (Heusel et al., arXiv 1706.08500, equation 6). Covariances are
+    With the features of Inception it is the FID (Heusel et al., arXiv 1706.08500). Covariances are
     unbiased. The trace of the root is the sum of the singular values of $R_x R_y^\top$, where $R^\top R = \Sigma$
     comes from a QR decomposition of the centred features: no covariance is formed and no matrix root taken, so
     near-singular features cost no digits, and the distance of a set to itself is 0 to rounding.

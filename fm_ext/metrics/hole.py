@@ -45,7 +45,7 @@ def hole_ssim(
 ) -> Float[Tensor, ""]:
     """Structural similarity averaged over the windows that are centred at missing pixels, at most 1.
 
-    The map is that of Wang et al. (IEEE Transactions on Image Processing 13(4), 2004, equation 13), with Gaussian
+    The map is that of Wang et al. (IEEE Transactions on Image Processing 13(4), 2004), with Gaussian
     windows of 11 pixels; those at the rim of a hole see known pixels too.
 
     Args:

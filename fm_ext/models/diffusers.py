@@ -25,7 +25,7 @@ from fm_ext.utils.inputs import check_answer, check_extras, open_shared, sample_
 from fm_ext.utils.model_wrapper import ModelWrapper
 
 PREDICTIONS = {"epsilon": "epsilon", "sample": "x_1", "v_prediction": "x_1"}
-"""What our `PredictionVelocityModel` calls diffusers' `prediction_type`; the last is turned into the data first."""
+"""diffusers' `prediction_type` as our `PredictionVelocityModel` calls it; the last is turned into the data first."""
 
 
 def from_diffusers(

@@ -26,6 +26,11 @@ PRESETS: dict[int, dict[str, Any]] = {
     128: {"channels": 64, "multipliers": (1, 2, 3, 4), "blocks": 2},
     256: {"channels": 96, "multipliers": (1, 1, 2, 4), "blocks": 2},
 }
+# The best for minutes of training (docs/content/results/generation.md, docs/content/guides/inpainting.md).
+LEAN: dict[int, dict[str, Any]] = {
+    32: {"channels": 24, "multipliers": (1, 2, 2), "attention": (), "head_channels": 24},
+    64: {"channels": 32, "multipliers": (1, 2, 2), "patch_size": 2},
+}
 
 
 class UNet(nn.Module):
@@ -148,7 +153,13 @@ class UNet(nn.Module):
 
     @classmethod
     def preset(
-        cls, size: int, in_channels: int = 3, out_channels: int | None = None, **changes: Any
+        cls,
+        size: int,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        *,
+        lean: bool = False,
+        **changes: Any,
     ) -> "UNet":
         """The recommended network for square images of about `size` pixels.
 
@@ -156,17 +167,19 @@ class UNet(nn.Module):
             size: 28 or 32, 64, 128 or 256.
             in_channels: see `UNet`.
             out_channels: see `UNet`.
+            lean: take the network for minutes of training, where steps are worth more than weights; for images of
+                28, 32 and 64 pixels.
             **changes: arguments of `UNet` that replace the preset's.
 
         Raises:
             ValueError: for another size.
         """
-        size = 32 if size == 28 else size
-        if size not in PRESETS:
+        presets, sizes = (LEAN, "28, 32 or 64") if lean else (PRESETS, "28, 32, 64, 128 or 256")
+        if (32 if size == 28 else size) not in presets:
             raise ValueError(
-                f"`size` must be 28, 32, 64, 128 or 256; got {size}. Call UNet(...) for others."
+                f"`size` must be {sizes}{' for a lean network' * lean}; got {size}. Call UNet(...) for others."
             )
-        return cls(in_channels, out_channels, **(PRESETS[size] | changes))
+        return cls(in_channels, out_channels, **(presets[32 if size == 28 else size] | changes))
 
     def forward(
         self,

@@ -66,7 +66,7 @@ def karras_grid(
     \big(\sigma_{\min}^{1/\rho} - \sigma_{\max}^{1/\rho}\big)\Big)^{\rho}, \qquad \frac{\sigma_{t_i}}{\alpha_{t_i}} =
     \sigma_i, \qquad t_N = 1$$
 
-    (Karras et al., arXiv 2206.00364, equation 5). On the straight path $t_i = 1 / (1 + \sigma_i)$. The first time is 0
+    (Karras et al., arXiv 2206.00364). On the straight path $t_i = 1 / (1 + \sigma_i)$. The first time is 0
     and not that of $\sigma_{\max}$ (0.012 for 80), because a flow starts from its source. A schedule that ends at
     $\sigma_{\min}$, as `EDMScheduler`'s does, is there at $t = 1$: N takes the place of $N - 1$, and no time is added.
 

@@ -1,4 +1,4 @@
-"""What the page is made of, without the page."""
+"""The parts of the page, without the page."""
 
 import io
 

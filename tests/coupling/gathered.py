@@ -1,4 +1,4 @@
-"""What two processes do, written to OUTPUT_DIR/<rank>.pt; started with torchrun by test_gathered.py."""
+"""The work of two processes, written to OUTPUT_DIR/<rank>.pt; started with torchrun by test_gathered.py."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What accelerate makes of a loader: shards, epochs and resuming, as two processes see them."""
+"""A loader under accelerate: shards, epochs and resuming, as two processes see them."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,4 +1,4 @@
-"""What a trainer records of its data: equal where the rows of every epoch are, and only there."""
+"""The identity of data, which a trainer records: equal where the rows of every epoch are, and only there."""
 
 import json
 import shutil

@@ -71,6 +71,18 @@ def test_a_saved_split_and_a_split_slice(write: Callable, numbered: Callable, tm
     assert len(load_images(str(write("parquet")), split="train[:50%]")[0]) == 11
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_without_the_split_says_how_to_cut_one(streaming, numbered, tmp_path) -> None:
+    for row, values in enumerate(numbered(7)):
+        values["image"].save(tmp_path / f"{row:03}.png")
+    with pytest.raises(ValueError, match=r"one of \['train'\].*; got 'test'.*train\[-100:\]"):
+        image_loader(tmp_path, split="test", batch_size=2, num_workers=0, streaming=streaming)
+    test, _ = load_images(tmp_path, split="train[-2:]")  # the advice
+    assert len(test) == 2
+    with pytest.raises(ValueError, match="no data"):  # an error of another kind stays what it is
+        load_images(tmp_path, split="train[7:]")
+
+
 def test_a_hub_name_goes_to_the_hub() -> None:
     with pytest.raises(ConnectionError, match=r"somebody/something.*Offline"):
         image_loader("somebody/something", batch_size=4)

@@ -1,4 +1,4 @@
-"""What a loaded flow does: it samples, fills and translates as its parts would by hand."""
+"""A loaded flow samples, fills and translates as its parts would by hand."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What is saved comes back bit for bit: every class that is registered, every dtype, every wrapper around."""
+"""Saved flows come back bit for bit: every class that is registered, every dtype, every wrapper around."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What holds for every mask."""
+"""Laws of every mask."""
 
 import re
 from dataclasses import FrozenInstanceError

@@ -286,6 +286,15 @@ def test_presets_build(size):
     assert net(x, torch.empty(1, device="meta")).shape == (1, 3, size, size)
 
 
+@pytest.mark.parametrize("size", [28, 32, 64])
+def test_lean_presets_are_smaller(size):
+    lean, usual = (UNet.preset(size, 1, lean=lean) for lean in (True, False))
+    weights = [sum(p.numel() for p in net.parameters()) for net in (lean, usual)]
+    assert weights[0] < weights[1]
+    x = torch.randn(1, 1, size, size)
+    assert lean(x, torch.rand(1)).shape == x.shape
+
+
 def test_gradients_reach_every_parameter():
     for net in (awake(tiny(num_classes=2)), SmallUNet()):
         label = (torch.zeros(2, dtype=torch.long),) if isinstance(net, UNet) else ()
@@ -345,6 +354,8 @@ def test_bad_input():
         UNet(1, channels=48, head_channels=32)
     with pytest.raises(ValueError, match="`size` must be 28, 32, 64, 128 or 256; got 100"):
         UNet.preset(100)
+    with pytest.raises(ValueError, match="`size` must be 28, 32 or 64 for a lean network; got 128"):
+        UNet.preset(128, lean=True)
     x = torch.randn(2, 1, 8, 8)
     with pytest.raises(ValueError, match="`x` must have in_channels = 2 channels"):
         UNet(2, channels=8, head_channels=8)(x, torch.rand(2))

@@ -1,4 +1,4 @@
-"""What was drawn is rounded, saved and read back without a change."""
+"""Samples are rounded, saved and read back without a change."""
 
 import pytest
 import torch

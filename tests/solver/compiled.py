@@ -76,7 +76,7 @@ def test_steps_of_other_lengths_and_another_call_compile_nothing_anew(extras):
 def test_a_method_and_a_shape_are_one_graph(inference, view):
     field, graphs = Unconditional(), []
     solver = ODESolver(field, compile={"backend": lambda graph, _: graphs.append(0) or graph})
-    for number, method in enumerate(FIXED, 1):
+    for number, method in enumerate(("euler", "heun2"), 1):  # a compilation takes a second
         for _ in range(2):
             x = torch.randn(12, 3)[:6] if view else torch.randn(6, 3)
             with torch.inference_mode(inference):

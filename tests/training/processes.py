@@ -1,4 +1,4 @@
-"""What two processes do, written to OUTPUT_DIR/<rank>.json; started with torchrun by test_processes.py."""
+"""The work of two processes, written to OUTPUT_DIR/<rank>.json; started with torchrun by test_processes.py."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a machine has is used, and what the user says comes first."""
+"""The accelerator uses the hardware of the machine, and the user's word comes first."""
 
 import os
 

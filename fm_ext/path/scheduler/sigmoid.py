@@ -20,7 +20,7 @@ class SigmoidScheduler(ConvexScheduler):
     $$\alpha_t = \frac{S(v_t) - S(v_0)}{S(v_1) - S(v_0)}, \qquad v_t = \text{start} + t\,(\text{end} - \text{start}),
     \qquad \sigma_t = 1 - \alpha_t ,$$
 
-    with $S$ the logistic function: the curve of Jabri et al., arXiv 2212.11972, appendix B, on the convex path.
+    with $S$ the logistic function: the curve of Jabri et al., arXiv 2212.11972, on the convex path.
     Differences of $S$ are evaluated as $S(a) - S(b) = \sinh\frac{a - b}{2} / (2 \cosh\frac a2 \cosh\frac b2)$, which
     does not cancel. Outside [0, 1] the nearer end is held and the derivatives are 0.
 

@@ -21,7 +21,7 @@ class ScheduleTransformedModel(ModelWrapper):
 
     Both paths mix the same $X_0$ and $X_1$, so $\bar X_r = s_r X_{t_r}$ where the ratios agree,
     $\bar\alpha_r / \bar\sigma_r = \alpha_{t_r} / \sigma_{t_r}$ (Lipman et al., arXiv 2412.06264, section 4.8.2; Pokle
-    et al., arXiv 2310.04432, lemma 2). With the Wronskian $W = \sigma\dot\alpha - \alpha\dot\sigma$ of either
+    et al., arXiv 2310.04432). With the Wronskian $W = \sigma\dot\alpha - \alpha\dot\sigma$ of either
     schedule
 
     $$\bar u_r(x) = A\,x + B\,u_{t_r}(x / s_r), \qquad B = \frac{\bar W_r}{s_r W_{t_r}}, \qquad

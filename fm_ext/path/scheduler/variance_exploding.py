@@ -54,7 +54,7 @@ class VarianceExplodingScheduler(VariancePreservingScheduler):
 @register_scheduler("edm")
 @dataclass(frozen=True)
 class EDMScheduler(VarianceExplodingScheduler):
-    r"""EDM's noise levels: $s_t^{1/\rho}$ falls at constant speed (Karras et al., arXiv 2206.00364, equation 5).
+    r"""EDM's noise levels: $s_t^{1/\rho}$ falls at constant speed (Karras et al., arXiv 2206.00364).
 
     Args:
         sigma_min: noise level at the data, in units of the data's standard deviation.

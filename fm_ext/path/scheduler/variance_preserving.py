@@ -134,7 +134,7 @@ class VPScheduler(VariancePreservingScheduler):
     $$T_t = (1 - t)\,\beta_{min} + \tfrac12 (1 - t)^2 (\beta_{max} - \beta_{min}), \qquad
     \sigma_t = \sqrt{1 - e^{-T_t}} .$$
 
-    Song et al., arXiv 2011.13456, equation 33, in flow time. Upstream's formula without its cancellation:
+    Song et al., arXiv 2011.13456, in flow time. Upstream's formula without its cancellation:
     $\sigma_t = \sqrt{-\operatorname{expm1}(-T_t)}$. Two properties belong to the schedule and not to a program: $X_0$
     still holds $\alpha_0 = e^{-(\beta_{min} + \beta_{max}) / 4}$ of the target (0.0066 by default), and
     $\dot\sigma_1 = -\infty$.

@@ -1,4 +1,4 @@
-"""What a method of inpainting sees of one call: the straight path, whatever path the model was trained on."""
+"""One call as a method of inpainting sees it: on the straight path, whatever path the model was trained on."""
 
 import math
 from collections.abc import Callable, Iterator
