@@ -101,6 +101,8 @@ for scale in args.scales:
 scale = args.scales[0]
 both = {"optimized_scale": True, "zero_init": first}
 WAYS["optimized scale, zero init", scale] = guided(scale, **both, **without)
+if SMOKE:
+    WAYS = dict(list(WAYS.items())[-2:])
 
 
 def integrate(model: nn.Module, x: Tensor, **extras: Tensor) -> Tensor:
