@@ -4,8 +4,8 @@
 8-bit test images are dequantised with uniform noise of one level, so the figures bound code lengths from above
 (`bits_per_dimension`). First some images by several solvers and grids, from the same noise and probes: what the steps
 cost. Then all of them given their classes, and half of them given none, with the standard error over images and the
-part of it that is the probes'. For scale: independent histograms of the 256 levels of each pixel, from the training images, and the
-size of an optimised PNG file, in bits a pixel.
+part of it that is the probes'. For scale: independent histograms of the 256 levels of each pixel, from the training
+images, and the size of an optimised PNG file, in bits a pixel.
 """
 
 import argparse
