@@ -31,7 +31,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--dataset", default=DIGITS)
 parser.add_argument("--model", default="mnist", help="shipped name, folder or name on the hub")
 parser.add_argument("--images", type=int, default=4 if SMOKE else 200)
-parser.add_argument("--compared", type=int, default=2 if SMOKE else 8, help="by several solvers")
+parser.add_argument("--compared", type=int, default=2 if SMOKE else 6, help="by several solvers")
 parser.add_argument("--steps", type=int, default=2 if SMOKE else 25, help="of midpoint")
 parser.add_argument("--probes", type=int, default=2)
 args = parser.parse_args()
