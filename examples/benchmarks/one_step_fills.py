@@ -185,7 +185,7 @@ for seed in args.seeds:
                 )
             if seed == args.seeds[0] and (method, steps) in [("euler", 1), ("midpoint", 8), ("jumps", 1)]:  # fmt: skip
                 title = f"{way}: {evaluations} evaluation{'s' if evaluations > 1 else ''}"
-                for k in range(1 if method == "euler" else FILLS + 1):
+                for k in range(FILLS + 1):
                     row_of = shown.setdefault(f"{title}{' ' * k}", [])
                     for name in MASKS:
                         mask, noise = holes(name)
