@@ -91,7 +91,12 @@ class AssignedDataset(EpochDataset):
     @property
     def identity(self) -> dict[str, Any]:
         """See `EpochDataset.identity`."""
-        return {"data": self.data.identity, "transport": self.transport.identity, "seed": self.seed}
+        return {"data": self.data.identity, **self.assignment}
+
+    @property
+    def assignment(self) -> dict[str, Any]:
+        """What chooses the rows, as JSON has it: the trainer resumes a run with the same only."""
+        return {"transport": self.transport.identity, "seed": self.seed}
 
     def __len__(self) -> int:
         return len(self.transport.x_1)

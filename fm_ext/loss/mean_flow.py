@@ -76,7 +76,7 @@ def mean_flow_loss(
             `guidance_scale` only; in [0, 1).
         power: $p$. 0 is the plain mean square, whose minimiser is the truth; the papers take 1 for ImageNet and 0.75
             for CIFAR-10. It bounds the gradient of a sample, and moves the minimiser where errors are skew
-            (`docs/content/meanflow.md` has the figures of a plane).
+            (`docs/content/guides/meanflow.md` has the figures of a plane).
         eps: $\varepsilon$, in units of a mean square.
         weight: one factor a sample.
         reduction: "mean" or "sum" over the batch, or "none" for one loss a sample.

@@ -30,6 +30,7 @@ _ADVICE = {
     "batch_size": "Give it batches of the same size.",
     "rows": "Give it the same data.",
     "batches_per_epoch": "Give it the same data in batches of the same size.",
+    "assignment": "Give its loader the same transport, from the state that was saved: transport.load_state_dict(...).",
 }
 
 
@@ -45,7 +46,8 @@ def describe_run(
     Args:
         config: settings.
         accelerator: gives processes, accumulation and precision.
-        loader: not prepared; gives the batch size and the rows, where it knows them.
+        loader: not prepared; gives the batch size and the rows, where it knows them, and of `assigned_loader` what
+            chooses the rows.
         batches_per_epoch: of a process, None where the loader does not know.
         optimised: the trained parameters by name, in the optimiser's order.
     """
@@ -59,6 +61,7 @@ def describe_run(
             "batch_size": loader.batch_size or getattr(sampler, "batch_size", None),
             "rows": _length(loader.dataset),
             "batches_per_epoch": batches_per_epoch,
+            "assignment": getattr(loader.dataset, "assignment", None),
         },
         "optimised": {
             name: f"{tuple(p.shape)} {str(p.dtype).removeprefix('torch.')}"

@@ -4,10 +4,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from fm_ext.coupling import SemidiscreteTransport
 from fm_ext.data import assigned_loader, image_loader, load_images
+from fm_ext.training import Trainer, TrainerConfig
 
 ROWS = 24
 
@@ -63,6 +65,32 @@ def test_batches_are_a_function_of_their_numbers(source, transport):
     assert identity == loader().dataset.identity != loader(1).dataset.identity
     transport.potential[0] += 1
     assert identity != loader().dataset.identity
+
+
+@pytest.mark.parametrize("change", ["potential", "seed"])
+def test_a_resumed_run_has_the_same_transport(source, transport, tmp_path, change):
+    """A little of the potential moves none of the first rows, so the first batch alone would not tell."""
+
+    def loader(seed=0):
+        return assigned_loader(
+            image_loader(source, batch_size=2), transport, batch_size=4, seed=seed
+        )
+
+    def train(steps, seed=0):
+        net = torch.nn.Conv2d(1, 1, 1)
+        loss = lambda model, batch: (model(batch["x_0"]) - batch["image"]).square().mean()
+        config = TrainerConfig(steps=steps, log_every=1, output_dir=tmp_path)
+        Trainer(net, loss, loader(seed), config, Accelerator(cpu=True)).fit()
+
+    train(2)
+    train(3)
+    first = next(iter(loader()))["image"]
+    if change == "potential":
+        transport.potential[3] += 1e-3
+    assert torch.equal(next(iter(loader()))["image"], first)
+    match = r"`assignment` is .* was trained with .*same transport.*load_state_dict"
+    with pytest.raises(ValueError, match=match):
+        train(4, seed=int(change == "seed"))
 
 
 def test_bad_input(source):

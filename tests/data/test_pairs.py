@@ -6,9 +6,12 @@ import datasets
 import pytest
 import torch
 from accelerate import Accelerator
+from flow_matching.path import CondOTProbPath
 from torch import nn
 
 from fm_ext.data import pair_loader, pairs, write_pairs
+from fm_ext.models import MaskedVelocityModel
+from fm_ext.path import MaskedProbPath
 from fm_ext.solver import simulate_pairs
 
 
@@ -65,6 +68,25 @@ def test_dtypes_are_kept(tmp_path: Path, shape, dtype):
     assert torch.equal(rows["x_0"], x_0.to(stored)) and torch.equal(rows["x_1"], x_0.to(stored))
     assert rows["label"].dtype == torch.int32 and torch.equal(rows["label"], small)
     assert rows["mask"].dtype == torch.bool and torch.equal(rows["mask"], mask)
+
+
+def test_pairs_of_fills_keep_the_mask_and_what_is_known(tmp_path: Path):
+    """Bit for bit at both ends, on disk, and between them; one Euler step along a pair is its end."""
+    image, noise = torch.randn(6, 1, 4, 4), torch.randn(6, 1, 4, 4)
+    mask = torch.rand(6, 1, 4, 4) < 0.5
+    sources = [{"x_0": torch.where(mask, noise, image), "mask": mask, "label": torch.arange(6)}]
+    filler = MaskedVelocityModel(Shift().eval(), pass_mask=False)
+    write_pairs(simulate_pairs(filler, sources, step_size=0.25), tmp_path)
+    (pair,) = pair_loader(tmp_path, batch_size=6, shuffle=False)
+    assert torch.equal(pair["mask"], mask)
+    for end in ("x_0", "x_1"):
+        assert torch.equal(pair[end][~mask], image[~mask])
+    assert not torch.equal(pair["x_0"][mask], pair["x_1"][mask])
+    sample = MaskedProbPath(CondOTProbPath()).sample(
+        x_0=pair["x_0"], x_1=pair["x_1"], t=torch.rand(6), mask=pair["mask"]
+    )
+    assert torch.equal(sample.x_t[~mask], image[~mask]) and sample.dx_t[~mask].eq(0).all()
+    torch.testing.assert_close(pair["x_0"] + sample.dx_t, pair["x_1"])
 
 
 def test_rows_stay_whole_and_the_order_is_the_seeds(tmp_path: Path):

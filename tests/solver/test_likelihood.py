@@ -263,6 +263,22 @@ def test_bits_of_a_uniform_image_are_those_of_its_levels():
     )
 
 
+def test_bits_do_not_depend_on_the_scale_of_the_pixels():
+    """A flow on [-1, 1] and the Gaussian of its levels, 0 to 255, of the same images: y = 127.5 (x + 1)."""
+    model = Gaussian((1, 2, 2))
+    x = torch.rand(5, 1, 2, 2, dtype=torch.float64) * 2 - 1
+    _, log_p = ODESolver(model).compute_likelihood(
+        x, normal, method="rk4", steps=50, exact_divergence=True
+    )
+    covariance = 127.5**2 * model.factor @ model.factor.T
+    levels = torch.distributions.MultivariateNormal(127.5 * (model.mean + 1), covariance)
+    expected = -levels.log_prob(127.5 * (x + 1).flatten(1)) / (4 * math.log(2))
+    assert_close(bits_per_dimension(log_p, 4), expected.detach(), rtol=1e-5, atol=1e-5)
+    assert_close(
+        bits_per_dimension(levels.log_prob(127.5 * (x + 1).flatten(1)), 4, bin_width=1.0), expected
+    )
+
+
 def test_bad_input(untyped):
     solver, x = ODESolver(Gaussian((3,))), torch.zeros(2, 3, dtype=torch.float64)
     with pytest.raises(
