@@ -50,7 +50,9 @@ class CharacterModel:
     def _rows(self, length: int, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the last `length` symbols of the coded contexts are in the table, and whether they are."""
         codes = codes % self.symbols**length
-        rows = np.searchsorted(self.contexts[length], codes).clip(max=len(self.contexts[length]) - 1)
+        rows = np.searchsorted(self.contexts[length], codes).clip(
+            max=len(self.contexts[length]) - 1
+        )
         return rows, self.contexts[length][rows] == codes
 
     def next(self, history: np.ndarray) -> np.ndarray:
@@ -138,7 +140,9 @@ class CharacterModel:
             new = np.full(len(first), -1)
             new[kept] = np.arange(len(kept))
             edge = new[target] >= 0
-            steps.append((origin[edge], new[target[edge]], symbol[edge], law.ravel()[edge], forward))
+            steps.append(
+                (origin[edge], new[target[edge]], symbol[edge], law.ravel()[edge], forward)
+            )
             states, forward = after[first[kept]], total[kept]
         best, backward, futures = text.copy(), np.zeros(len(states)), []
         for place in range(len(text) - 1, -1, -1):

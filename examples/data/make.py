@@ -91,4 +91,6 @@ if args.only in (None, "stories"):
     for split, lines in (("train", kept), ("test", held_out)):
         file = HERE / "stories" / f"{split}.txt"
         file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        print(f"{file.relative_to(HERE)}: {len(lines)} chapters, {file.stat().st_size / 1e6:.2f} MB")
+        print(
+            f"{file.relative_to(HERE)}: {len(lines)} chapters, {file.stat().st_size / 1e6:.2f} MB"
+        )
