@@ -1,4 +1,4 @@
-"""A character n-gram model with interpolated Witten-Bell smoothing: it generates text, and fills holes from both sides.
+"""An n-gram model with interpolated Witten-Bell smoothing: it generates text, and fills holes from both sides.
 
 Symbols are whole numbers below `symbols`. A context is coded as one number in that base, and every order keeps one row
 of probabilities for each context that it has seen.
@@ -7,14 +7,14 @@ of probabilities for each context that it has seen.
 import numpy as np
 
 
-class CharacterModel:
-    r"""The law of a character given the `order - 1` before it.
+class NGramModel:
+    r"""The law of a symbol, a character or a word, given the `order - 1` before it.
 
-    With $N$ the number of times that the context $h$ was seen and $T$ the number of characters seen after it,
+    With $N$ the number of times that the context $h$ was seen and $T$ the number of symbols seen after it,
 
     $$p(c \mid h) = \frac{n(h, c) + T(h)\, p(c \mid h')}{N(h) + T(h)}$$
 
-    where $h'$ is $h$ without its first character (Witten and Bell 1991, method C, interpolated). A context that was not
+    where $h'$ is $h$ without its first symbol (Witten and Bell 1991, method C, interpolated). A context that was not
     seen is shortened. The shortest law, of no context, is smoothed by the uniform one.
 
     Args:
@@ -29,7 +29,7 @@ class CharacterModel:
         self.laws: list[np.ndarray] = []
         text = text.astype(np.int64)
         shorter = np.full((1, symbols), 1 / symbols)
-        codes = np.zeros(len(text), dtype=np.int64)  # of the context before each character
+        codes = np.zeros(len(text), dtype=np.int64)  # of the context before each symbol
         for length in range(order):
             if length > 0:
                 codes = self._code(text, length)
@@ -43,7 +43,7 @@ class CharacterModel:
             self.laws.append((counts + kinds * shorter) / (total + kinds))
 
     def _code(self, text: np.ndarray, length: int) -> np.ndarray:
-        """The numbers of the contexts of this length, for each character that has one."""
+        """The numbers of the contexts of this length, for each symbol that has one."""
         windows = np.lib.stride_tricks.sliding_window_view(text[:-1], length)
         return windows @ self.symbols ** np.arange(length)[::-1]
 
@@ -68,18 +68,23 @@ class CharacterModel:
         return answer
 
     def sample(
-        self, count: int, length: int, start: int, generator: np.random.Generator
+        self,
+        count: int,
+        length: int,
+        start: int,
+        generator: np.random.Generator,
+        choices: int | None = None,
     ) -> np.ndarray:
-        """Texts `(count, length)`, each after the symbol `start`."""
+        """Texts `(count, length)`, each after the symbol `start`, of the first `choices` symbols."""
         text = np.full((count, length + 1), start)
         for place in range(1, length + 1):
-            edges = self.next(text[:, :place]).cumsum(1)
+            edges = self.next(text[:, :place])[:, :choices].cumsum(1)
             draw = generator.random((count, 1)) * edges[:, -1:]
             text[:, place] = (draw >= edges).sum(1)
         return text[:, 1:]
 
     def bits(self, text: np.ndarray, start: int) -> float:
-        """Bits a character of texts `(batch, length)`, each after the symbol `start`."""
+        """Bits a symbol of texts `(batch, length)`, each after the symbol `start`."""
         text = np.concatenate([np.full_like(text[:, :1], start), text], axis=1)
         total = 0.0
         for place in range(1, text.shape[1]):
@@ -93,38 +98,27 @@ class CharacterModel:
         missing: np.ndarray,
         start: int,
         generator: np.random.Generator,
+        choices: int | None = None,
         keep: int = 500,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Two fills of the holes, by what is known on both sides.
+        """Two fills of the holes of a text, by what is known on both sides.
 
         Forward and backward over the chain whose state is the last `order - 1` symbols. The first fill takes at each
-        place the most probable character given all that is known, the second is a draw from the law of all of them.
-        Both are exact where no more than `keep` states are possible; beyond, the most probable ones are kept.
+        place the most probable symbol given all that is known, the second is a draw from the law of all of them. Both
+        are exact where no more than `keep` states are possible; beyond, the most probable ones are kept.
 
         Args:
-            text: `(batch, length)`; what it holds where it is missing is not looked at.
+            text: `(length,)`; what it holds where it is missing is not looked at.
             missing: bool, of the same shape.
-            start: the symbol before each text.
+            start: the symbol before the text.
             generator: for the draw.
-            keep: how many states of a text are kept at each place.
+            choices: how many of the symbols, from the first on, a hole may hold; all if None.
+            keep: how many states are kept at each place.
         """
-        best, drawn = text.copy(), text.copy()
-        for row in np.flatnonzero(missing.any(1)):
-            best[row], drawn[row] = self._fill(text[row], missing[row], start, generator, keep)
-        return best, drawn
-
-    def _fill(
-        self,
-        text: np.ndarray,
-        missing: np.ndarray,
-        start: int,
-        generator: np.random.Generator,
-        keep: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
         states, forward = np.full((1, 1), start), np.zeros(1)  # symbols, and log-probabilities
         steps = []
         for place, hole in enumerate(missing):
-            symbols = np.arange(self.symbols) if hole else text[place, None]
+            symbols = np.arange(self.symbols)[:choices] if hole else text[place, None]
             law = np.log(self.next(states)[:, symbols])
             # Edges, one for each state and symbol, lead to the states of the next place.
             origin = np.repeat(np.arange(len(states)), len(symbols))
@@ -133,9 +127,7 @@ class CharacterModel:
             after = after[:, max(0, after.shape[1] - max(self.order - 1, 1)) :]
             codes = after @ self.symbols ** np.arange(after.shape[1], dtype=np.int64)[::-1]
             _, first, target = np.unique(codes, return_index=True, return_inverse=True)
-            joint = (forward[:, None] + law).ravel()
-            total = np.full(len(first), -np.inf)
-            np.logaddexp.at(total, target, joint)
+            total = _log_sums((forward[:, None] + law).ravel(), target, len(first))
             kept = np.argsort(-total)[:keep]
             new = np.full(len(first), -1)
             new[kept] = np.arange(len(kept))
@@ -146,13 +138,10 @@ class CharacterModel:
             states, forward = after[first[kept]], total[kept]
         best, backward, futures = text.copy(), np.zeros(len(states)), []
         for place in range(len(text) - 1, -1, -1):
-            origin, target, symbol, law, forward_here = steps[place]
+            origin, target, symbol, law, forward = steps[place]
             futures.append(ahead := law + backward[target])
-            backward = np.full(len(forward_here), -np.inf)
-            np.logaddexp.at(backward, origin, ahead)
-            shares = forward_here[origin] + ahead
-            weight = np.bincount(symbol, np.exp(shares - shares.max()), self.symbols)
-            best[place] = weight.argmax()
+            backward = _log_sums(ahead, origin, len(forward))
+            best[place] = _log_sums(forward[origin] + ahead, symbol, self.symbols).argmax()
         drawn, state = text.copy(), 0
         for place, ahead in enumerate(reversed(futures)):
             origin, target, symbol, _, _ = steps[place]
@@ -160,3 +149,10 @@ class CharacterModel:
             chosen = mine[(ahead[mine] + generator.gumbel(size=len(mine))).argmax()]
             drawn[place], state = symbol[chosen], target[chosen]
         return best, drawn
+
+
+def _log_sums(logs: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:
+    """The logarithm of the sum of what belongs to each group."""
+    most = logs.max()
+    with np.errstate(divide="ignore"):
+        return np.log(np.bincount(group, np.exp(logs - most), groups)) + most
