@@ -4,6 +4,7 @@ import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -60,8 +61,9 @@ class Mask(abc.ABC):
                 inside the bounds on this grid.
         """
         batch = check_whole("batch", batch, 0)
-        sequence = isinstance(size, Sequence) and len(size) == 1 and not isinstance(size, str)
-        height, width = check_size("size", (1, *size) if sequence else size)
+        grid: Any = size
+        sequence = isinstance(grid, Sequence) and not isinstance(grid, str) and len(grid) == 1
+        height, width = check_size("size", (1, *grid) if sequence else grid)
         place = torch.get_default_device() if device is None else torch.device(device)
         origin = place if generator is None else generator.device
         pixels = pixel_bounds(self.area, height * width)
