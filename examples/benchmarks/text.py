@@ -25,6 +25,7 @@ LESSON = Path(__file__).parents[1] / "text.py"
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1] if SMOKE else [0, 1, 2])
+parser.add_argument("--steps", type=int, help="of training; the example's by default")
 parser.add_argument("--orders", type=int, nargs="*", default=[3] if SMOKE else [3, 4, 5, 6, 7, 8])
 parser.add_argument("--fillers", type=int, nargs="*", default=[3] if SMOKE else [4, 6])
 parser.add_argument("--keep", type=int, default=30 if SMOKE else 300, help="states a place")
@@ -35,6 +36,8 @@ args = parser.parse_args()
 lessons = []
 for seed in args.seeds:
     sys.argv = ["text.py", "--seed", str(seed), "--output", str(args.output / str(seed))]
+    if args.steps is not None:
+        sys.argv += ["--steps", str(args.steps)]
     began = time.process_time()
     lessons.append(runpy.run_path(str(LESSON)))
     print(f"seed {seed}: {(time.process_time() - began) / 60:.1f} minutes of the processor\n")
@@ -71,8 +74,10 @@ for order in args.orders:
     ]
     texts[f"{order}-gram"] = [sentences(one) for one in drawn]
 texts["flow"] = [sentences(one["written"]) for one in lessons]
+texts["flow, with noise"] = [sentences(one["rewritten"]) for one in lessons]
 
-print("| written by | real words | seen pairs of words | 16 characters copied |\n|---|---|---|---|")
+print("| written by | real words | seen pairs of words | 16 characters copied | distinct words |")
+print("|---|---|---|---|---|")
 line("people (held-out text)", [shares(sentences(passages))])
 for name, seeds in texts.items():
     line(name, [shares(one) for one in seeds])
