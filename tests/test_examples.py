@@ -4,10 +4,13 @@ import ast
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -120,6 +123,29 @@ def test_counts_that_cannot_be_judged_are_refused_before_training(
     )
     assert run.returncode != 0 and message in run.stderr
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+def test_the_ngram_model_fills_by_the_exact_posterior(order):
+    """Against all fills of three holes among seven symbols of an alphabet of four."""
+    generator = np.random.default_rng(0)
+    code = runpy.run_path(str(ROOT / "examples" / "benchmarks" / "ngram.py"))
+    model = code["NGramModel"](generator.integers(0, 4, 300), order, 4)
+    text = generator.integers(0, 4, (1, 7))
+    missing = np.array([[0, 1, 0, 1, 1, 0, 0]], dtype=bool)
+    fills = np.array(list(product(range(4), repeat=3)))
+    weights = []
+    for fill in fills:
+        text[missing] = fill
+        weights.append(2 ** (-7 * model.bits(text, 0)))
+    posterior = np.array(weights) / sum(weights)
+    means = [np.bincount(fills[:, place], posterior).argmax() for place in range(3)]
+    best, _ = model.fill(text[0], missing[0], 0, generator)
+    assert best[missing[0]].tolist() == means
+    drawn = [model.fill(text[0], missing[0], 0, generator)[1][missing[0]] for _ in range(1500)]
+    counts = np.bincount(np.array(drawn) @ [16, 4, 1], minlength=64)
+    assert np.abs(counts / 1500 - posterior).max() < 5 * (posterior.max() / 1500) ** 0.5
+    np.testing.assert_allclose(model.next(text[:, :5]).sum(), 1)
 
 
 def blocks(page: str) -> list[str]:

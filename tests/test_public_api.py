@@ -54,7 +54,16 @@ API = {
         "mean_flow_loss",
         "velocity_loss",
     ],
-    "fm_ext.mask": ["CenterBox", "FreeForm", "Hybrid", "Irregular", "Mask", "RandomBox"],
+    "fm_ext.mask": [
+        "CenterBox",
+        "FreeForm",
+        "Hybrid",
+        "Irregular",
+        "Mask",
+        "RandomBox",
+        "RandomEntries",
+        "RandomSpans",
+    ],
     "fm_ext.metrics": [
         "Classifier",
         "Estimate",

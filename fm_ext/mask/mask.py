@@ -4,6 +4,7 @@ import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -39,12 +40,16 @@ class Mask(abc.ABC):
         *,
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
-    ) -> Bool[Tensor, "batch 1 height width"]:
+    ) -> Bool[Tensor, "batch 1 *size"]:
         """Draw `batch` masks of `size = (height, width)`; True is missing, to be generated.
+
+        A sequence has one axis: `size = (length,)` gives masks `(batch, 1, length)`, for signals `(batch, channel,
+        length)`; `mask.mT` is `(batch, length, 1)`, for `(batch, length, channel)`. They are those of an image of
+        height 1.
 
         Args:
             batch: Number of masks, 0 or more.
-            size: Pixels, one number or (height, width), for example `x.shape[-2:]`.
+            size: Pixels, one number or (height, width), for example `x.shape[-2:]`; or (length,) of a sequence.
             device: Where the masks lie; PyTorch's default device if None.
             generator: Source of the randomness; the global one of `device` if None. The same state
                 gives the same masks, and the global state is left alone. They are drawn on the
@@ -56,11 +61,14 @@ class Mask(abc.ABC):
                 inside the bounds on this grid.
         """
         batch = check_whole("batch", batch, 0)
-        height, width = check_size("size", size)
+        grid: Any = size
+        sequence = isinstance(grid, Sequence) and not isinstance(grid, str) and len(grid) == 1
+        height, width = check_size("size", (1, *grid) if sequence else grid)
         place = torch.get_default_device() if device is None else torch.device(device)
         origin = place if generator is None else generator.device
         pixels = pixel_bounds(self.area, height * width)
-        return self.draw(batch, (height, width), pixels, origin, generator).to(place)
+        masks = self.draw(batch, (height, width), pixels, origin, generator).to(place)
+        return masks.squeeze(2) if sequence else masks
 
     @abc.abstractmethod
     def draw(

@@ -129,8 +129,9 @@ def check_mask(mask: Any, x: Tensor, like: str = "x_1") -> Tensor:
     )
     if not fits:
         raise ValueError(
-            f"`mask` must have as many axes as `{like}`, each of its length or 1, for images "
-            f"(batch, 1, height, width); got mask {tuple(mask.shape)} for {like} {tuple(x.shape)}."
+            f"`mask` must have as many axes as `{like}`, each of its length or 1: (batch, 1, height, width) for "
+            f"images, (batch, length, 1) for sequences with channels last; got mask {tuple(mask.shape)} for {like} "
+            f"{tuple(x.shape)}."
         )
     return mask.expand(len(x), *mask.shape[1:])
 

@@ -59,3 +59,13 @@ def test_the_code_of_the_docs_page_runs(monkeypatch: pytest.MonkeyPatch) -> None
 def test_no_portrait_design_is_on_both_sides() -> None:
     splits = datasets.load_dataset(str(FOLDER / "portraits"))
     assert not set(splits["train"]["name"]) & set(splits["test"]["name"])
+
+
+def test_the_stories_are_what_they_say() -> None:
+    splits = datasets.load_dataset(str(FOLDER / "stories"))
+    assert {split: len(data) for split, data in splits.items()} == {"train": 187, "test": 20}
+    train, test = (set(splits[split]["text"]) for split in ("train", "test"))
+    assert not train & test
+    assert any(chapter.startswith("In the beginning God created") for chapter in train)
+    assert all(chapter.isascii() and "`" not in chapter for chapter in train | test)
+    assert sum(file.stat().st_size for file in (FOLDER / "stories").iterdir()) < 1e6

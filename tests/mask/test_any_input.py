@@ -8,7 +8,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
+from fm_ext.mask import (
+    CenterBox,
+    FreeForm,
+    Hybrid,
+    Irregular,
+    RandomBox,
+    RandomEntries,
+    RandomSpans,
+)
 
 pytestmark = pytest.mark.usefixtures("untyped")
 cases = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -24,6 +32,8 @@ FIELDS: dict[Any, tuple[str, ...]] = {
     RandomBox: ("area", "side"),
     FreeForm: ("area", "strokes", "segments", "length", "width", "turn"),
     Irregular: ("area", "strokes", "segments", "length", "width"),
+    RandomEntries: ("area",),
+    RandomSpans: ("area", "spans"),
     Hybrid: ("area",),
 }
 
@@ -33,7 +43,23 @@ FIELDS: dict[Any, tuple[str, ...]] = {
     kind=st.sampled_from(list(FIELDS)),
     batch=st.sampled_from([-1, 0, 1, 3, 2.0, None, "2"]),
     size=st.sampled_from(
-        [(8, 8), (1, 1), (1, 9), (17, 5), [6, 6], (0, 4), (3, 8, 8), 8, 8.0, (8.0, 8), None, "88"]
+        [
+            (8, 8),
+            (1, 1),
+            (9,),
+            (0,),
+            [6],
+            (1, 9),
+            (17, 5),
+            [6, 6],
+            (0, 4),
+            (3, 8, 8),
+            8,
+            8.0,
+            (8.0, 8),
+            None,
+            "88",
+        ]
     ),
     data=st.data(),
 )
@@ -50,4 +76,6 @@ def test_masks(kind, batch, size, data) -> None:
         return
     assert drawn.shape == (batch, 1, *size) and drawn.dtype == torch.bool
     low, high = mask.area
-    assert all(low <= count / drawn[0].numel() <= high for count in drawn.sum((1, 2, 3)).tolist())
+    assert all(
+        low <= count / drawn[0].numel() <= high for count in drawn.flatten(1).sum(1).tolist()
+    )

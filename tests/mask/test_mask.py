@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
+from fm_ext.mask import (
+    CenterBox,
+    FreeForm,
+    Hybrid,
+    Irregular,
+    RandomBox,
+    RandomEntries,
+    RandomSpans,
+)
 from fm_ext.mask.mask import pixel_bounds
 
 ANY = (0.01, 1.0)
@@ -17,11 +25,21 @@ KINDS = {
     "box": lambda area: RandomBox(side=ANY, area=area),
     "freeform": lambda area: FreeForm(area=area),
     "irregular": lambda area: Irregular(area=area),
+    "entries": lambda area: RandomEntries(area=area),
+    "spans": lambda area: RandomSpans(area=area),
     "hybrid": lambda area: Hybrid(
         masks=(RandomBox(side=ANY, area=area), FreeForm(area=area)), area=area
     ),
 }
-DEFAULTS = [CenterBox(), RandomBox(), FreeForm(), Irregular(), Hybrid()]
+DEFAULTS = [
+    CenterBox(),
+    RandomBox(),
+    FreeForm(),
+    Irregular(),
+    RandomEntries(),
+    RandomSpans(),
+    Hybrid(),
+]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -168,6 +186,8 @@ def test_area_bounds_always_hold(kind, size, low, width, seed):
     if kind in ("center", "box", "hybrid"):
         rows, columns = (range(n, 0, -2 if kind == "center" else -1) for n in size)
         counts = {a * b for a in rows for b in columns}
+    elif kind == "spans":
+        counts = range(0, total + 1, size[0])
     if any(allowed(n, total, area) for n in counts):
         generator = torch.Generator().manual_seed(seed)
         drawn = missing(KINDS[kind](area)(6, size, generator=generator))
@@ -179,7 +199,7 @@ def test_area_bounds_always_hold(kind, size, low, width, seed):
             KINDS[kind](area)(6, size)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "center"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("center", "spans")])
 @pytest.mark.parametrize("area", [(0.0, 1.0), (0.2, 0.3), (0.6, 0.7), (0.25, 0.25), (0.01, 0.02)])
 @pytest.mark.parametrize("size", [(8, 8), (1024, 1024), (8, 512)])
 def test_area_bounds_hold_at_the_extremes(kind, area, size):
@@ -187,7 +207,7 @@ def test_area_bounds_hold_at_the_extremes(kind, area, size):
     assert all(allowed(n, total, area) for n in missing(KINDS[kind](area)(3, size)))
 
 
-@pytest.mark.parametrize("kind", ["freeform", "irregular"])
+@pytest.mark.parametrize("kind", ["freeform", "irregular", "entries", "spans"])
 @pytest.mark.parametrize("area", [(0.0, 0.0), (1.0, 1.0)])
 def test_empty_and_full_if_asked_for(kind, area):
     assert missing(KINDS[kind](area)(3, (8, 12))) == [area[0] * 96] * 3
@@ -209,6 +229,20 @@ def test_unreachable_bounds_name_the_nearest_fractions():
         FreeForm(area=(0.2, 0.2))(1, (8, 8))
     with pytest.raises(ValueError, match=r"0.5 to 0.5; the nearest are 30/64 .* and 35/64"):
         RandomBox(side=(0.5, 0.9), area=(0.5, 0.5))(1, (8, 8))
+
+
+@defaults
+@pytest.mark.parametrize("length", [8, 64, 1000])
+def test_masks_of_sequences(mask, length):
+    """A sequence is an image of height 1."""
+    torch.manual_seed(0)
+    drawn = mask(5, (length,))
+    assert drawn.shape == (5, 1, length) and drawn.dtype == torch.bool
+    assert all(allowed(n, length, mask.area) for n in drawn.sum((1, 2)).tolist())
+    torch.manual_seed(0)
+    assert torch.equal(drawn, mask(5, (1, length)).squeeze(2))
+    torch.manual_seed(0)
+    assert torch.equal(drawn, mask(5, torch.Size((length,))))
 
 
 @defaults
@@ -285,6 +319,9 @@ def test_the_advice_on_the_area_works(kind, size, low, width):
         (CenterBox, "side", (0.0, 0.5)),
         (RandomBox, "side", (0.5, 1.5)),
         (FreeForm, "strokes", (0, 3)),
+        (RandomSpans, "spans", (0, 3)),
+        (RandomSpans, "spans", (2, 1)),
+        (RandomSpans, "spans", (1, 2.5)),
         (Irregular, "segments", (4, 3)),
         (FreeForm, "strokes", (1.5, 3)),
         (FreeForm, "area", 0.3),
