@@ -320,43 +320,50 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def tables() -> dict[str, dict[int, list[Result]]]:
-    """Prints all that is kept; returns of each curve and count the points of its best sampler, a seed each."""
-    points = log.read({"trained": "100%"})
-    by: dict[tuple[str, str, int], list[Result]] = defaultdict(list)
-    for point in sorted(points, key=lambda point: point["seed"]):
-        by[point["curve"], point["method"], point["evaluations"]].append(point)
-    best: dict[str, dict[int, list[Result]]] = defaultdict(dict)
-    print("\n| curve | sampler | evaluations | Frechet distance | coverage | right class | ms |")
+Best = dict[str, dict[int, list[Result]]]
+
+
+def table_of_points() -> Best:
+    """Prints all points; returns of each curve and count those of its best sampler with the first seed, a seed each."""
+    by: dict[tuple[str, str, int, int], list[Result]] = defaultdict(list)
+    for point in sorted(log.read({"trained": "100%"}), key=lambda point: point["seed"]):
+        by[point["curve"], point["method"], point["evaluations"], point["samples"]].append(point)
+    best: Best = defaultdict(dict)
+    print("\n| curve | sampler | evaluations | Frechet distance | coverage | right | ms a sample |")
     print("|---|---|---|---|---|---|---|")
-    for name, method, n in sorted(by, key=lambda key: ([*CURVES].index(key[0]), key[1], key[2])):
-        row = by[name, method, n]
-        value = mean([point["frechet"][0] for point in row])
-        other = best[name].get(n)
-        if not other or value < mean([point["frechet"][0] for point in other]):
-            best[name][n] = row
+    for key in sorted(by, key=lambda key: ([*CURVES].index(key[0]), *key[1:])):
+        (name, method, n, samples), row = key, by[key]
+        if (
+            samples == args.samples
+        ):  # others are not to be compared: fewer lie further from any truth
+            first = best[name].setdefault(n, row)[0]
+            best[name][n] = row if row[0]["frechet"][0] < first["frechet"][0] else best[name][n]
+        else:
+            method = f"{method}, {samples} samples"
         distances = ", ".join("{:.3g} [{:.3g}, {:.3g}]".format(*point["frechet"]) for point in row)
-        cost = 1000 * mean([point["seconds_a_sample"] for point in row])
         cover = mean([point["coverage"][0] for point in row])
         right = mean([point["accuracy"] for point in row])
-        print(f"| {name} | {method} | {n} | {distances} | {cover:.2f} | {right:.1%} | {cost:.1f} |")
-    print(
-        "\n| curve | seed | loss | its spread | held for the gradient | steps, and the distance there |"
-    )
-    print("|---|---|---|---|---|---|")
-    for row in log.read({"figure": "loss"}):
-        method, n = ALONG.get(row["curve"], ("midpoint", 4))
-        setting = {"curve": row["curve"], "method": method, "evaluations": n, "seed": row["seed"]}
-        along = sorted(log.read(setting), key=lambda point: point["training_steps"])
-        ways = ", ".join(f"{point['training_steps']}: {point['frechet'][0]:.3g}" for point in along)
-        print(
-            f"| {row['curve']} | {row['seed']} | {row['mean']:.4f} | {row['relative']:.1%} | "
-            f"{row['megabytes']:.1f} MB | {ways} |"
-        )
+        cost = 1000 * mean([point["seconds_a_sample"] for point in row])
+        line = f"| {name} | {method} | {n} | {distances} | {cover:.2f} | {right:.1%} | {cost:.1f} |"
+        print(line)
     return best
 
 
-def draw_figure(best: dict[str, dict[int, list[Result]]]) -> None:
+def table_of_training() -> None:
+    """Prints what was measured of the training of each curve and seed."""
+    print("\n| curve | seed | loss | its spread | memory of the loss | steps: Frechet distance |")
+    print("|---|---|---|---|---|---|")
+    for row in log.read({"figure": "loss"}):
+        name, seed = row["curve"], row["seed"]
+        method, n = ALONG.get(name, ("midpoint", 4))
+        setting = {"curve": name, "method": method, "evaluations": n, "seed": seed}
+        along = sorted(log.read(setting), key=lambda point: point["training_steps"])
+        ways = ", ".join(f"{point['training_steps']}: {point['frechet'][0]:.3g}" for point in along)
+        cells = name, seed, f"{row['mean']:.4f}", f"{row['relative']:.1%}"
+        print(f"| {' | '.join(map(str, cells))} | {row['megabytes']:.1f} MB | {ways} |")
+
+
+def draw_figure(best: Best) -> None:
     """The best sampler of each curve, and the first samples of its fewest and of four evaluations."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 6.5), layout="constrained")
     rows = []
@@ -388,5 +395,8 @@ def draw_figure(best: dict[str, dict[int, list[Result]]]) -> None:
 
 for seed in args.seeds:
     train_and_measure(seed)
-draw_figure(tables())
-print(f"\nsaved {folder}/frontier.png and results.jsonl")
+best = table_of_points()
+table_of_training()
+if best:
+    draw_figure(best)
+    print(f"\nsaved {folder}/frontier.png and results.jsonl")
