@@ -8,7 +8,7 @@ Class-conditional MNIST, one network for all, a small one of the kind of example
     semidiscrete    the same, noise sent to the rows of the data set; its fit takes at most a quarter of the budget
     reflow          half of the budget as a flow, then on its own pairs, whose making is a part of the budget
     distilled       half as a flow, a quarter as reflow, and the last quarter on t = 0 alone
-    MeanFlow        straight path, average velocity (improved form); the first half with r = t alone
+    MeanFlow        straight path, average velocity (improved form); half of the budget with r = t alone
     diffusion path  the flow's loss on the path of DDPM's table of 1000 betas
     DDPM            that path, noise, its plain loss (Ho et al., arXiv 2006.11239, equation 14)
 Samplers: Euler, midpoint and Heun of equal steps; "grid", Euler on the times at which its steps err least; the
@@ -51,7 +51,7 @@ FEW, MORE = (1, 2, 4, 8, 16), (1, 2, 4, 8, 16, 50)
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--dataset", default=DIGITS)
-parser.add_argument("--seconds", type=float, default=0.3 if SMOKE else 120, help="of each curve")
+parser.add_argument("--seconds", type=float, default=0.3 if SMOKE else 90, help="of each curve")
 parser.add_argument("--seeds", type=int, nargs="*", default=[0])
 parser.add_argument(
     "--samples", type=int, default=200 if SMOKE else 1000, help="of a point, and test images"
@@ -142,8 +142,9 @@ class MeanFlow(Run):
     """Average velocities, a share of the labels dropped; the velocity alone for the first half of its budget."""
 
     def loss(self, x_0: Tensor, x_1: Tensor, label: Tensor) -> Tensor:
-        distinct = 0.0 if self.seconds < self.budget / 2 else 0.5
-        pairs = TimePairs(times=UniformTime(), distinct=distinct)
+        pairs = TimePairs(times=FLOW.times, distinct=0.0)
+        if self.seconds >= self.budget / 2:
+            pairs = TimePairs(times=UniformTime(), distinct=0.5)
         t, r = pairs(len(x_1), device=x_1.device)
         label = label.masked_fill(torch.rand(len(label), device=label.device) < 0.1, 10)
         with torch.autocast(x_1.device.type, torch.bfloat16, enabled=self.recipe.bf16):
