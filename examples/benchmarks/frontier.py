@@ -28,6 +28,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import matplotlib.pyplot as plt
 import torch
@@ -37,7 +38,7 @@ from torchvision.utils import make_grid
 
 from fm_ext.coupling import OptimalTransport, SemidiscreteTransport
 from fm_ext.data import load_images
-from fm_ext.loss import LogitNormalTime, TimePairs, UniformTime, mean_flow_loss
+from fm_ext.loss import LogitNormalTime, TimePairs, TimeSampler, UniformTime, mean_flow_loss
 from fm_ext.models import MeanFlowModel
 from fm_ext.path.scheduler import BetaTableScheduler
 from fm_ext.solver import simulate_pairs
@@ -57,7 +58,9 @@ parser.add_argument(
     "--samples", type=int, default=200 if SMOKE else 1000, help="of a point, and test images"
 )
 parser.add_argument("--pairs", type=int, default=32 if SMOKE else 3000, help="of reflow")
-parser.add_argument("--curves", nargs="*", help="some of the names above; default: all")
+parser.add_argument(
+    "--curves", nargs="*", help="names of curves, or of trials of MeanFlow's choices"
+)
 parser.add_argument("--methods", nargs="*", help="some of the samplers; default: all but ancestral")
 parser.add_argument("--evaluations", type=int, nargs="*", default=[2] if SMOKE else None)
 parser.add_argument("--marks", action="store_true", help="quality after each quarter, too")
@@ -139,16 +142,46 @@ class Distilled(Reflowed):
 
 
 class MeanFlow(Run):
-    """Average velocities, a share of the labels dropped; the velocity alone for the first half of its budget."""
+    """Average velocities, a share of the labels dropped; for a share of the budget the velocity alone."""
+
+    alone = 0.5
+    times_alone: TimeSampler = FLOW.times
+    pairs_of_times = TimePairs(times=UniformTime())
+    settings: ClassVar[dict[str, Any]] = {}  # of the loss
 
     def loss(self, x_0: Tensor, x_1: Tensor, label: Tensor) -> Tensor:
-        pairs = TimePairs(times=FLOW.times, distinct=0.0)
-        if self.seconds >= self.budget / 2:
-            pairs = TimePairs(times=UniformTime(), distinct=0.5)
+        pairs = self.pairs_of_times
+        if self.seconds < self.alone * self.budget:
+            pairs = TimePairs(times=self.times_alone, distinct=0.0)
         t, r = pairs(len(x_1), device=x_1.device)
         label = label.masked_fill(torch.rand(len(label), device=label.device) < 0.1, 10)
+        sample = self.path.sample(x_0, x_1, t)
         with torch.autocast(x_1.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            return mean_flow_loss(self.net, self.path.sample(x_0, x_1, t), r, label=label)
+            return mean_flow_loss(self.net, sample, r, label=label, **self.settings)
+
+
+class UniformMeanFlow(MeanFlow):
+    times_alone = UniformTime()
+
+
+class FromTheStart(MeanFlow):
+    alone = 0.0
+
+
+class LogitNormalMeanFlow(FromTheStart):
+    pairs_of_times = TimePairs()
+
+
+class PlainMeanFlow(UniformMeanFlow):
+    settings: ClassVar[dict[str, Any]] = {"power": 0.0}
+
+
+class ConditionalMeanFlow(UniformMeanFlow):
+    settings: ClassVar[dict[str, Any]] = {"tangent": "conditional"}
+
+
+class MorePairs(UniformMeanFlow):
+    pairs_of_times = TimePairs(times=UniformTime(), distinct=0.75)
 
 
 def two_times() -> nn.Module:
@@ -156,6 +189,7 @@ def two_times() -> nn.Module:
 
 
 DIFFUSION = replace(FLOW, scheduler=TABLE, times=UniformTime())
+AVERAGE = replace(FLOW, net=two_times)
 DDPM = replace(DIFFUSION, prediction="epsilon", space="epsilon")
 Samplers = dict[str, tuple[int, ...]]
 STRAIGHT: Samplers = {"euler": (1, 2, 4, 8), "midpoint": (2, 4, 8)}
@@ -169,11 +203,25 @@ CURVES: dict[str, tuple[Callable[..., Run], Recipe, Samplers]] = {
     "semidiscrete": (Semidiscrete, FLOW, STRAIGHT),
     "reflow": (Reflowed, FLOW, STRAIGHT),
     "distilled": (Distilled, FLOW, {"euler": (1, 2)}),
-    "MeanFlow": (MeanFlow, replace(FLOW, net=two_times), {"jumps": FEW, "midpoint": (4, 8)}),
+    "MeanFlow": (MeanFlow, AVERAGE, {"jumps": FEW, "midpoint": (4, 8)}),
     "diffusion path": (Run, DIFFUSION, CURVED),
     "DDPM": (Run, DDPM, DDIM),
 }
+TRIED: dict[str, tuple[Callable[..., Run], Recipe, Samplers]] = {
+    f"MeanFlow, {change}": (made, AVERAGE, {"jumps": (1, 2), "midpoint": (8,)})
+    for change, made in {
+        "uniform times": UniformMeanFlow,
+        "power 0": PlainMeanFlow,
+        "conditional tangent": ConditionalMeanFlow,
+        "more pairs": MorePairs,
+        "from the start": FromTheStart,
+        "logit-normal pairs": LogitNormalMeanFlow,
+    }.items()
+}
 ALONG = {"diffusion path": ("midpoint", 8), "DDPM": ("clipped", 16)}  # judged by along the training
+
+
+EVERYTHING = CURVES | TRIED
 
 
 def best_grid(run: Run, weights: Weights, steps: int, fine: int = 32, count: int = 50) -> Tensor:
@@ -270,7 +318,7 @@ def measure(run: Run, name: str, method: str, n: int, seed: int, mark: str) -> N
     point = log.read(setting)[-1]
     value, low, high = point["frechet"][:3]
     print(
-        f"{name:15}{method:12}{n:5} evaluations, seed {seed}, {mark:>4} of the training: Frechet {value:7.2f} "
+        f"{name:26}{method:12}{n:5} evaluations, seed {seed}, {mark:>4} of the training: Frechet {value:7.2f} "
         f"[{low:.2f}, {high:.2f}], right class {point['accuracy']:.1%}",
         flush=True,
     )
@@ -279,7 +327,7 @@ def measure(run: Run, name: str, method: str, n: int, seed: int, mark: str) -> N
 def wanted(name: str) -> list[tuple[str, int]]:
     """The points of a curve that are asked for."""
     points = []
-    samplers = list(CURVES[name][2].items())
+    samplers = list(EVERYTHING[name][2].items())
     for method, evaluations in samplers[:1] if SMOKE else samplers:
         if method == "ancestral" if args.methods is None else method not in args.methods:
             continue
@@ -289,7 +337,7 @@ def wanted(name: str) -> list[tuple[str, int]]:
 
 def train_and_measure(seed: int) -> None:
     runs = {
-        name: CURVES[name][0](CURVES[name][1], images, labels, args.seconds, seed)
+        name: EVERYTHING[name][0](EVERYTHING[name][1], images, labels, args.seconds, seed)
         for name in args.curves or CURVES
     }
     kept = {name: folder / f"{name} {seed}.pt" for name in runs}
@@ -332,7 +380,7 @@ def table_of_points() -> Best:
     best: Best = defaultdict(dict)
     print("\n| curve | sampler | evaluations | Frechet distance | coverage | right | ms a sample |")
     print("|---|---|---|---|---|---|---|")
-    for key in sorted(by, key=lambda key: ([*CURVES].index(key[0]), *key[1:])):
+    for key in sorted(by, key=lambda key: ([*EVERYTHING].index(key[0]), *key[1:])):
         (name, method, n, samples), row = key, by[key]
         if (
             samples == args.samples
@@ -368,7 +416,7 @@ def draw_figure(best: Best) -> None:
     """The best sampler of each curve, and the first samples of its fewest and of four evaluations."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 6.5), layout="constrained")
     rows = []
-    for name in [name for name in CURVES if name in best]:
+    for name in [name for name in CURVES if name in best] or [*best]:
         counts = sorted(best[name])
         middle = [mean([point["frechet"][0] for point in best[name][n]]) for n in counts]
         (line,) = left.plot(counts, middle, "o-", ms=4, label=name)
