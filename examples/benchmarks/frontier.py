@@ -369,13 +369,20 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+def once(results: list[Result]) -> list[Result]:
+    """The results by seed, each once: two processes may have measured the same."""
+    names = "curve", "seed", "method", "evaluations", "samples", "trained"
+    found = {tuple(result.get(name) for name in names): result for result in results}
+    return sorted(found.values(), key=lambda result: result["seed"])
+
+
 Best = dict[str, dict[int, list[Result]]]
 
 
 def table_of_points() -> Best:
     """Prints all points; returns of each curve and count those of its best sampler with the first seed, a seed each."""
     by: dict[tuple[str, str, int, int], list[Result]] = defaultdict(list)
-    for point in sorted(log.read({"trained": "100%"}), key=lambda point: point["seed"]):
+    for point in once(log.read({"trained": "100%"})):
         by[point["curve"], point["method"], point["evaluations"], point["samples"]].append(point)
     best: Best = defaultdict(dict)
     print("\n| curve | sampler | evaluations | Frechet distance | coverage | right | ms a sample |")
@@ -402,11 +409,11 @@ def table_of_training() -> None:
     """Prints what was measured of the training of each curve and seed."""
     print("\n| curve | seed | loss | its spread | memory of the loss | steps: Frechet distance |")
     print("|---|---|---|---|---|---|")
-    for row in log.read({"figure": "loss"}):
+    for row in once(log.read({"figure": "loss"})):
         name, seed = row["curve"], row["seed"]
         method, n = ALONG.get(name, ("midpoint", 4))
         setting = {"curve": name, "method": method, "evaluations": n, "seed": seed}
-        along = sorted(log.read(setting), key=lambda point: point["training_steps"])
+        along = sorted(once(log.read(setting)), key=lambda point: point["training_steps"])
         ways = ", ".join(f"{point['training_steps']}: {point['frechet'][0]:.3g}" for point in along)
         cells = name, seed, f"{row['mean']:.4f}", f"{row['relative']:.1%}"
         print(f"| {' | '.join(map(str, cells))} | {row['megabytes']:.1f} MB | {ways} |")
