@@ -55,7 +55,7 @@ parser.add_argument("--dataset", default=DIGITS)
 parser.add_argument("--seconds", type=float, default=0.3 if SMOKE else 90, help="of each curve")
 parser.add_argument("--seeds", type=int, nargs="*", default=[0])
 parser.add_argument(
-    "--samples", type=int, default=200 if SMOKE else 1000, help="of a point, and test images"
+    "--samples", type=int, default=200 if SMOKE else 500, help="of a point, and test images"
 )
 parser.add_argument("--pairs", type=int, default=32 if SMOKE else 3000, help="of reflow")
 parser.add_argument(
@@ -195,7 +195,7 @@ Samplers = dict[str, tuple[int, ...]]
 STRAIGHT: Samplers = {"euler": (1, 2, 4, 8), "midpoint": (2, 4, 8)}
 EVERY: Samplers = {"euler": MORE, "midpoint": (2, 4, 8), "heun2": (4,), "grid": (2, 4, 8)}
 CURVED: Samplers = {"euler": FEW, "midpoint": (2, 4, 8), "grid": (4, 8), "exponential": FEW}
-DDIM: Samplers = {"clipped": MORE, "exponential": (4,), "ancestral": (50, 1000)}
+DDIM: Samplers = {"clipped": MORE, "exponential": (4,), "ancestral": (16, 50, 1000)}
 ORDER = {"midpoint": 2, "heun2": 2}  # evaluations a step, where they are not one
 CURVES: dict[str, tuple[Callable[..., Run], Recipe, Samplers]] = {
     "flow": (Run, FLOW, EVERY),
