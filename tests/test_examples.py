@@ -112,16 +112,10 @@ def test_generate_judges_on_the_first_of_two_processes(tmp_path):
     ],
 )
 def test_counts_that_cannot_be_judged_are_refused_before_training(
-    script, arguments, message, tmp_path
+    script, arguments, message, run, tmp_path
 ):
-    run = subprocess.run(
-        [sys.executable, ROOT / "examples" / f"{script}.py", *arguments],
-        cwd=tmp_path,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode != 0 and message in run.stderr
+    status, output = run(ROOT / "examples" / f"{script}.py", tmp_path, *arguments)
+    assert status != 0 and message in output
     assert not (tmp_path / "outputs").exists()
 
 
