@@ -25,7 +25,6 @@ from fm_ext.training import Trainer, TrainerConfig, auto_accelerator, leave_to_m
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parent / "data" / "mnist")
-LEAN = {"channels": 24, "head_channels": 24, "attention": ()}  # best for minutes at 28 pixels
 NO_CLASS = 10
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -44,7 +43,7 @@ device = accelerator.device
 # ---- train ----------------------------------------------------------------------------------
 loader = image_loader(args.dataset, batch_size=args.batch_size, device=device)
 torch.manual_seed(0)
-net = UNet.preset(28, 2, 1, num_classes=10, second_time=True, guidance_input=True, **LEAN)
+net = UNet.preset(28, 2, 1, num_classes=10, second_time=True, guidance_input=True, lean=True)
 model = MeanFlowModel(UNetWrapper(net, concat=("mask",)))
 path, pairs, holes = MaskedProbPath(CondOTProbPath()), TimePairs(), Hybrid()
 

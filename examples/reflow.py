@@ -25,7 +25,6 @@ from fm_ext.training import Trainer, TrainerConfig, auto_accelerator
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parent / "data" / "mnist")
-LEAN = {"channels": 24, "head_channels": 24, "attention": ()}  # best for minutes at 28 pixels
 BATCH, EVALUATIONS = 250, (1,) if SMOKE else (1, 2, 4)
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -49,7 +48,7 @@ def fit(name, loss, loader, start=None, lr=args.lr):
     """Trains one more network, from the weights of another; returns the average of its weights."""
     accelerator.free_memory()  # of the training before
     torch.manual_seed(0)
-    model = UNetWrapper(UNet.preset(28, 1, 1, num_classes=10, **LEAN), label_dropout=0.1)
+    model = UNetWrapper(UNet.preset(28, 1, 1, num_classes=10, lean=True), label_dropout=0.1)
     if start is not None:
         model.load_state_dict(start.state_dict())
     rates = {"lr": lr, "warmup": args.steps // 20, "ema_decay": 0.999}

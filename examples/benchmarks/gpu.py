@@ -25,7 +25,7 @@ from typing import Any
 import flow_matching.path as upstream
 import torch
 from flow_matching.solver import ODESolver
-from race import LEAN, Recipe, Run, draw, judge, unet
+from race import Recipe, Run, draw, judge, unet
 from unet import device, nets, sampling, training_step
 
 from fm_ext.coupling import GreedyTransport, OptimalTransport
@@ -123,7 +123,7 @@ def measure_generate() -> Iterator[Row]:
     count = 250 if SMOKE else 2000
     reference, _ = load_images(args.digits, limit=count)
     assert labels is not None
-    recipe = Recipe(net=unet(**LEAN), batch_size=16 if SMOKE else 128, times=LogitNormalTime())
+    recipe = Recipe(net=unet(lean=True), batch_size=16 if SMOKE else 128, times=LogitNormalTime())
     run = Run(recipe, images, labels, args.generate_seconds, seed=0)
     run.advance(args.generate_seconds)
     what = f"digits after {args.generate_seconds:g} s"

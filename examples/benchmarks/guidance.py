@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from race import BF16, LEAN, Log, Recipe, Result, Run, judge, unet
+from race import BF16, Log, Recipe, Result, Run, judge, unet
 from torch import Tensor, nn
 
 from fm_ext.data import load_images
@@ -48,11 +48,11 @@ holes = args.task == "holes"
 
 
 def masked_unet() -> nn.Module:
-    return UNetWrapper(UNet.preset(28, 2, 1, **LEAN), concat=("mask",), mask_dropout=0.1)
+    return UNetWrapper(UNet.preset(28, 2, 1, lean=True), concat=("mask",), mask_dropout=0.1)
 
 
 common: dict[str, Any] = {"batch_size": 32, "ema": 0.999, "times": LogitNormalTime()}
-recipe = Recipe(net=unet(**LEAN), **common)
+recipe = Recipe(net=unet(lean=True), **common)
 if holes:
     recipe = Recipe(net=masked_unet, labels=False, mask=Hybrid(), **common)
 

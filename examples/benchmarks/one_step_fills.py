@@ -21,7 +21,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from race import BF16, LEAN, Log, Recipe, Result, Run
+from race import BF16, Log, Recipe, Result, Run
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
@@ -67,11 +67,11 @@ class FlowFirst(MeanFlow):
 
 
 def one_time() -> nn.Module:
-    return MaskedVelocityModel(UNetWrapper(UNet.preset(28, 2, 1, **LEAN), concat=("mask",)))
+    return MaskedVelocityModel(UNetWrapper(UNet.preset(28, 2, 1, lean=True), concat=("mask",)))
 
 
 def two_times() -> nn.Module:
-    net = UNet.preset(28, 2, 1, second_time=True, **LEAN)
+    net = UNet.preset(28, 2, 1, second_time=True, lean=True)
     return MeanFlowModel(UNetWrapper(net, concat=("mask",)))
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from race import LEAN, Log, Recipe, Run, Weights, draw, judge, race, unet
+from race import Log, Recipe, Run, Weights, draw, judge, race, unet
 from torch import Tensor, nn
 
 from fm_ext.data import load_images
@@ -75,7 +75,7 @@ as_it_comes = {
 }
 best = {"batch_size": 32, "times": LogitNormalTime(), "ema": 0.999}
 RECIPES = {
-    "fm_ext": Recipe(net=unet(**LEAN), **best),
+    "fm_ext": Recipe(net=unet(lean=True), **best),
     "preset": Recipe(net=unet(), **best),
     "torchcfm": Recipe(net=GuidedDiffusion, batch_size=128, lr=1e-3, **as_it_comes),
     "upstream": Recipe(
