@@ -158,3 +158,4 @@ except SystemExit as exit_:
     result |= {"stopped_at": stopped.step, "exit_status": exit_.code}
 
 (output_dir / f"{rank}.json").write_text(json.dumps(result))
+accelerator.end_training()  # a process that ends with its group alive may be aborted by the group's threads
