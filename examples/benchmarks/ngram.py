@@ -68,17 +68,12 @@ class NGramModel:
         return answer
 
     def sample(
-        self,
-        count: int,
-        length: int,
-        start: int,
-        generator: np.random.Generator,
-        choices: int | None = None,
+        self, count: int, length: int, start: int, generator: np.random.Generator
     ) -> np.ndarray:
-        """Texts `(count, length)`, each after the symbol `start`, of the first `choices` symbols."""
+        """Texts `(count, length)`, each after the symbol `start`."""
         text = np.full((count, length + 1), start)
         for place in range(1, length + 1):
-            edges = self.next(text[:, :place])[:, :choices].cumsum(1)
+            edges = self.next(text[:, :place]).cumsum(1)
             draw = generator.random((count, 1)) * edges[:, -1:]
             text[:, place] = (draw >= edges).sum(1)
         return text[:, 1:]
@@ -98,7 +93,6 @@ class NGramModel:
         missing: np.ndarray,
         start: int,
         generator: np.random.Generator,
-        choices: int | None = None,
         keep: int = 500,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Two fills of the holes of a text, by what is known on both sides.
@@ -112,13 +106,12 @@ class NGramModel:
             missing: bool, of the same shape.
             start: the symbol before the text.
             generator: for the draw.
-            choices: how many of the symbols, from the first on, a hole may hold; all if None.
             keep: how many states are kept at each place.
         """
         states, forward = np.full((1, 1), start), np.zeros(1)  # symbols, and log-probabilities
         steps = []
         for place, hole in enumerate(missing):
-            symbols = np.arange(self.symbols)[:choices] if hole else text[place, None]
+            symbols = np.arange(self.symbols) if hole else text[place, None]
             law = np.log(self.next(states)[:, symbols])
             # Edges, one for each state and symbol, lead to the states of the next place.
             origin = np.repeat(np.arange(len(states)), len(symbols))
