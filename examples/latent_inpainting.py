@@ -13,11 +13,10 @@ import os
 import time
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from flow_matching.path import CondOTProbPath
+from plots import save_rows
 from torch import nn
-from torchvision.utils import make_grid
 
 from fm_ext.data import image_loader, latent_loader, load_images, write_latents
 from fm_ext.hub import FlowModel, register
@@ -174,7 +173,7 @@ images, _ = load_images(**data, split="test", limit=args.images, device=accelera
 solver = ODESolver(MaskedVelocityModel(velocity_model))
 autoencoded = codec.decode(codec.encode(images)).clamp(-1, 1)
 blended = LatentCodec(codec.vae, factor=codec.factor, blend=True)
-rows = []
+rows, titles = [], []
 for seed, (name, mask) in enumerate(MASKS.items()):
     if name not in args.masks:
         continue
@@ -199,12 +198,6 @@ for seed, (name, mask) in enumerate(MASKS.items()):
         figures = f"{hole_psnr(answer, images, m):6.2f} {hole_ssim(answer, images, m):5.2f}"
         print(f"    {what:<12} {figures} {seam_gradient(answer, m):5.2f}", flush=True)
     rows += [images[:8], images[:8].masked_fill(m[:8], 0), *(fill[:8] for fill in fills.values())]
+    titles += [f"{name}: {what}" for what in ("original", "masked", *fills)]
 
-grid = make_grid(torch.cat(rows).cpu().clamp(-1, 1) / 2 + 0.5, len(rows[0]))
-titles = [f"{name}: {what}" for name in args.masks for what in ("original", "masked", *fills)]
-plt.figure(figsize=(8, 12))
-plt.imshow(grid.movedim(0, 2), extent=(0, len(rows[0]), len(titles), 0), aspect="auto")
-plt.yticks(torch.arange(len(titles)) + 0.5, titles)
-plt.tick_params(length=0, labelbottom=False)
-plt.savefig(args.output / "latent_inpainting.png", dpi=100, bbox_inches="tight")
-print(f"saved {args.output}/latent_inpainting.png")
+save_rows(args.output / "latent_inpainting.png", rows, titles)
