@@ -297,17 +297,17 @@ class FlowModel(ModelHubMixin):
         return cls(velocity_model.eval(), path, **description)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        write, codec = folder.write_module, None
+        write = folder.write_module
         model = write(save_directory, folder.WEIGHTS, self.velocity_model, self.stored_as)
         if self.codec is not None:
-            codec = write(save_directory, folder.CODEC, self.codec, self.stored_as)
+            write(save_directory, folder.CODEC, self.codec, self.stored_as)
         else:  # of the flow that was here before
             (save_directory / folder.CODEC).unlink(missing_ok=True)
         path = folder.describe(self.path, {})
-        folder.write_config(save_directory, self._config(model, path, codec))
-        self._card(codec).save(save_directory / folder.CARD)
+        folder.write_config(save_directory, self._config(model, path))
+        self.generate_model_card().save(save_directory / folder.CARD)
 
-    def _config(self, model: Any = None, path: Any = None, codec: Any = None) -> dict[str, Any]:
+    def _config(self, model: Any = None, path: Any = None) -> dict[str, Any]:
         prediction = next(
             (
                 m.prediction
@@ -321,7 +321,7 @@ class FlowModel(ModelHubMixin):
             "library": f"fm_ext {fm_ext.__version__}",
             "model": model,
             "path": path,
-            "codec": codec,
+            "codec": None if self.codec is None else folder.describe(self.codec, {}),
             "prediction": prediction,
             "mask": "true_is_missing" if self.masked else None,
             "source": self.source,
@@ -336,10 +336,7 @@ class FlowModel(ModelHubMixin):
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card of what was measured; written anew by every `save_pretrained`."""
-        return self._card(None if self.codec is None else folder.describe(self.codec, {}))
-
-    def _card(self, codec: Any) -> ModelCard:
-        config = self._config(codec=codec)
+        config = self._config()
         return card.write_card(self.measured, config, sum(p.numel() for p in self._tensors()))
 
     # ---- sampled -------------------------------------------------------------------------------

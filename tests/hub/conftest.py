@@ -7,7 +7,7 @@ from torch import nn
 
 from fm_ext.coupling import NoisySource
 from fm_ext.hub import FlowModel, Sampler
-from fm_ext.models import SmallUNet, UNet, UNetWrapper
+from fm_ext.models import LatentCodec, SmallUNet, UNet, UNetWrapper
 from fm_ext.path import CoupledProbPath, MaskedProbPath
 
 DIGITS = tuple("0123456789")
@@ -62,3 +62,38 @@ def translator() -> FlowModel:
     network = UNetWrapper(SmallUNet(1))
     how = {"translate": Sampler(steps=2)}
     return FlowModel(shaken(network), path, shape=(1, 8, 8), source="image", samplers=how)
+
+
+class Tiles(nn.Module):
+    """An exact autoencoder: a cell is its four pixels, twice as large."""
+
+    def encode(self, images):
+        return 2 * nn.functional.pixel_unshuffle(images, 2)
+
+    def decode(self, latents):
+        return nn.functional.pixel_shuffle(latents, 2) / 2
+
+
+@pytest.fixture
+def latents() -> FlowModel:
+    """Fills and samples, in latents."""
+    network = UNetWrapper(tiny_unet(5, 4), concat=("mask",))
+    return FlowModel(
+        shaken(network),
+        MaskedProbPath(CondOTProbPath()),
+        shape=(1, 16, 16),
+        codec=LatentCodec(Tiles(), factor=2),
+        tasks=("sample", "fill"),
+    )
+
+
+@pytest.fixture
+def latent_translator() -> FlowModel:
+    return FlowModel(
+        shaken(UNetWrapper(tiny_unet(4, 4))),
+        CondOTProbPath(),
+        shape=(1, 8, 8),
+        source="image",
+        codec=LatentCodec(Tiles(), factor=2),
+        data_range=None,
+    )

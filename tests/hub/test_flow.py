@@ -10,27 +10,9 @@ from torch import nn
 
 from fm_ext.coupling import NoisySource
 from fm_ext.hub import FlowModel, Measured, Metric, Sampler
-from fm_ext.models import (
-    GuidedVelocityModel,
-    LatentCodec,
-    MaskedVelocityModel,
-    UNet,
-    UNetWrapper,
-)
+from fm_ext.models import GuidedVelocityModel, MaskedVelocityModel, UNet, UNetWrapper
 from fm_ext.path import BridgeProbPath, CoupledProbPath, MaskedProbPath
 from fm_ext.solver import InpaintingSolver
-
-
-def shaken(model: nn.Module) -> nn.Module:
-    """Random weights in every layer: a UNet's last ones start at zero."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.125)
-    return model.eval()
-
-
-def tiny_unet(*channels: int) -> UNet:
-    return UNet(*channels, channels=8, head_channels=8, multipliers=(1, 2), attention=())
 
 
 def seeded() -> torch.Generator:
@@ -287,76 +269,51 @@ def test_a_trainers_checkpoint_becomes_a_flow_by_one_call(tmp_path):
             assert torch.equal(value, again.velocity_model.state_dict()[name])
 
 
-class Tiles(nn.Module):
-    """An exact autoencoder: a cell is its four pixels, twice as large."""
-
-    def encode(self, images):
-        return 2 * nn.functional.pixel_unshuffle(images, 2)
-
-    def decode(self, latents):
-        return nn.functional.pixel_shuffle(latents, 2) / 2
-
-
-def of_latents(**changes) -> FlowModel:
-    network = UNetWrapper(tiny_unet(5, 4), concat=("mask",))
-    codec = LatentCodec(Tiles(), factor=2)
-    path = MaskedProbPath(CondOTProbPath())
-    given = {"shape": (1, 16, 16), "codec": codec, "tasks": ("sample", "fill")} | changes
-    return FlowModel(shaken(network), path, **given)
-
-
 @pytest.mark.parametrize("method", ["euler", "ding"])
 @pytest.mark.parametrize("fills", [None, 3])
-def test_a_flow_of_latents_fills_images_and_keeps_known_pixels_bit_for_bit(method, fills):
-    flow = of_latents()
-    image, mask = picture(flow)
-    filled = flow.fill(image, mask, fills=fills, method=method, steps=2, generator=seeded())
+def test_a_flow_of_latents_fills_images_and_keeps_known_pixels_bit_for_bit(method, fills, latents):
+    image, mask = picture(latents)
+    filled = latents.fill(image, mask, fills=fills, method=method, steps=2, generator=seeded())
     assert filled.shape == (*([] if fills is None else [fills]), *image.shape)
     known = ~mask.expand_as(filled)
     assert torch.equal(filled[known], image.expand_as(filled)[known])
     assert filled[~known].abs().max() <= 1
 
 
-def test_a_fill_in_latents_is_that_of_upstreams_solver_decoded():
-    flow = of_latents(data_range=None)
-    image, mask = picture(flow)
+def test_a_fill_in_latents_is_that_of_upstreams_solver_decoded(latents):
+    latents.data_range = None
+    image, mask = picture(latents)
     noise = torch.randn(2, 4, 8, 8, generator=seeded())
     known = 2 * nn.functional.pixel_unshuffle(image.masked_fill(mask, 0), 2)
     cells = nn.functional.max_pool2d(mask.float(), 2) > 0
     start = torch.where(cells, noise, known)
-    solver = UpstreamODESolver(MaskedVelocityModel(flow.velocity_model))
+    solver = UpstreamODESolver(MaskedVelocityModel(latents.velocity_model))
     end = solver.sample(start, step_size=0.5, method="midpoint", mask=cells)
-    expected = torch.where(mask, Tiles().decode(end), image)
-    torch.testing.assert_close(flow.fill(image, mask, steps=2, generator=seeded()), expected)
+    expected = torch.where(mask, latents.codec.vae.decode(end), image)
+    torch.testing.assert_close(latents.fill(image, mask, steps=2, generator=seeded()), expected)
 
 
-def test_a_flow_of_latents_samples_and_translates_images_and_reports_them(translator):
-    states = []
-    flow = of_latents(data_range=None)
-    images = flow.sample(2, steps=2, callback=lambda done, x: states.append(x.shape))
+def test_a_flow_of_latents_samples_and_translates_images_and_reports_them(
+    latents, latent_translator
+):
+    latents.data_range, states = None, []
+    images = latents.sample(2, steps=2, callback=lambda done, x: states.append(x.shape))
     assert images.shape == (2, 1, 16, 16) and set(states) == {images.shape}
-    other = FlowModel(
-        shaken(UNetWrapper(tiny_unet(4, 4))),
-        CondOTProbPath(),
-        shape=(1, 8, 8),
-        source="image",
-        codec=LatentCodec(Tiles(), factor=2),
-        data_range=None,
-    )
     image = torch.randn(2, 1, 8, 8)
-    solver = UpstreamODESolver(other.velocity_model)
-    end = solver.sample(Tiles().encode(image), step_size=0.5, method="midpoint")
-    torch.testing.assert_close(other.translate(image, steps=2), Tiles().decode(end))
+    solver, tiles = UpstreamODESolver(latent_translator.velocity_model), latent_translator.codec.vae
+    end = solver.sample(tiles.encode(image), step_size=0.5, method="midpoint")
+    torch.testing.assert_close(latent_translator.translate(image, steps=2), tiles.decode(end))
 
 
 @pytest.mark.parametrize(
     "changes, error, message",
     [
-        ({"codec": Tiles()}, TypeError, "`codec` must be a LatentCodec.*got Tiles"),
+        ({"codec": nn.Identity()}, TypeError, "`codec` must be a LatentCodec.*got Identity"),
         ({"shape": (1, 15, 16)}, ValueError, "multiples of the codec's factor, 2; got"),
         ({"shape": (16,)}, ValueError, r"`shape` must be that of images.*got \(16,\)"),
     ],
 )
-def test_a_codec_that_does_not_fit_is_told(changes, error, message, untyped):
+def test_a_codec_that_does_not_fit_is_told(changes, error, message, latents, untyped):
+    given = {"shape": latents.shape, "codec": latents.codec} | changes
     with pytest.raises(error, match=message):
-        of_latents(**changes)
+        FlowModel(latents.velocity_model, latents.path, **given)
