@@ -52,11 +52,11 @@ def make_ddim(table, spacing, **options):
     return ddim
 
 
-def loop(network, scheduler, x):
+def loop(network, scheduler, x, **options):
     """The loop of diffusers' pipelines."""
     with torch.no_grad():
         for k in scheduler.timesteps:
-            x = scheduler.step(network(x, k), k, x).prev_sample
+            x = scheduler.step(network(x, k), k, x, **options).prev_sample
     return x
 
 
@@ -80,6 +80,19 @@ def test_ddim_is_the_exponential_step(unet, table, spacing):
     noise = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     sample = ExponentialSolver(velocity).sample(noise, None, grid)
     expected = loop(lambda x, k: unet(x, k).sample, ddim, noise)
+    torch.testing.assert_close(sample, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+@pytest.mark.parametrize("table", TABLES)
+def test_ddim_with_fresh_noise_is_the_exponential_step_with_eta(unet, table, eta):
+    """At 1 it is DDPM's own sampler."""
+    ddim = make_ddim(table, "trailing")
+    velocity, _, grid = as_velocity(unet, ddim)
+    noise = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    ours, theirs = (torch.Generator().manual_seed(0) for _ in range(2))
+    sample = ExponentialSolver(velocity).sample(noise, None, grid, eta=eta, generator=ours)
+    expected = loop(lambda x, k: unet(x, k).sample, ddim, noise, eta=eta, generator=theirs)
     torch.testing.assert_close(sample, expected, rtol=1e-5, atol=1e-5)
 
 

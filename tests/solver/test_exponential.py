@@ -91,6 +91,43 @@ def test_at_the_data_it_returns_the_predicted_data(scheduler):
     assert torch.equal(states[-1], model.model(x=states[1], t=torch.tensor(0.95)))
 
 
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__name__)
+def test_fresh_noise_leaves_the_law_of_the_path_in_any_number_of_steps(scheduler, eta):
+    point = torch.tensor([1.0], dtype=torch.float64)
+    model = PredictionVelocityModel(Point(point, scheduler, "x_1"), scheduler, "x_1")
+    at = scheduler(torch.tensor([0.0, 0.6], dtype=torch.float64))
+    x = at.alpha_t[0] * point + at.sigma_t[0] * torch.randn(40_000, 1, dtype=torch.float64)
+    for step_size in (0.6, 0.2):
+        found = ExponentialSolver(model).sample(x, step_size, [0.0, 0.6], eta=eta)
+        noise = (found - at.alpha_t[1] * point) / at.sigma_t[1]
+        assert noise.mean().item() == pytest.approx(0, abs=0.02)
+        assert noise.std().item() == pytest.approx(1, rel=0.01)
+        if scheduler(torch.zeros(1)).alpha_t.item() == 0 and step_size == 0.6 and eta == 1:
+            together = torch.corrcoef(torch.stack([noise[:, 0], x[:, 0]]))[0, 1]
+            assert abs(together) < 0.02  # nothing is left of the first noise
+
+
+def test_fresh_noise_forgets_the_errors_of_a_model_and_keeps_its_generator():
+    class Wrong(nn.Module):
+        """The best prediction of N(0, 1/4), which breaks down before 1/2."""
+
+        def forward(self, x, t):
+            variance = t**2 / 4 + (1 - t) ** 2
+            return t / 4 / variance * x if t >= 0.5 else 3 + 0 * x
+
+    model = PredictionVelocityModel(Wrong(), CondOTScheduler(), "x_1")
+    solver, x = ExponentialSolver(model), torch.randn(4000, 2, dtype=torch.float64)
+    carried = solver.sample(x, 0.005).mean()
+    first, again = (
+        solver.sample(x, 0.005, eta=1.0, generator=torch.Generator().manual_seed(0))
+        for _ in range(2)
+    )
+    assert torch.equal(first, again)
+    assert carried > 1.2 and first.mean() < 0.8 * carried
+    assert not torch.equal(first, solver.sample(x, 0.005, eta=1.0))
+
+
 def test_grid_steps_and_inversion():
     model = PredictionVelocityModel(MLP(2, 16), CosineScheduler(), "velocity")
     solver, x = ExponentialSolver(model), torch.randn(5, 2)
@@ -151,10 +188,11 @@ class Conditional(nn.Module):
         return torch.cat([7 + 0 * y, answers[self.prediction]], dim=1)  # 7: no one's business
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("scheduler", [CondOTScheduler(), CosineScheduler()])
 @pytest.mark.parametrize("prediction", ["x_1", "epsilon", "velocity", "masked velocity"])
 def test_known_entries_stay_bit_for_bit_and_the_missing_ones_have_the_posteriors_law(
-    scheduler, prediction
+    scheduler, prediction, eta
 ):
     """At 1.5 they drifted to 1.46 with the masked velocity, and the network never saw them as they are."""
     network = Conditional(scheduler, prediction.split()[-1])
@@ -165,12 +203,18 @@ def test_known_entries_stay_bit_for_bit_and_the_missing_ones_have_the_posteriors
     x = torch.randn(4000, 2, dtype=torch.float64)
     x[:, 0] = 1.5
     mask = torch.tensor([[False, True]])
-    states = solver.sample(x, 0.01, [0.0, 0.5, 1.0], return_intermediates=True, mask=mask)
+    grid = [0.0, 0.5, 1.0]
+    states = solver.sample(x, 0.01, grid, return_intermediates=True, mask=mask, eta=eta)
     assert states[:, :, 0].eq(1.5).all() and all(y.eq(1.5).all() for y in network.asked)
     missing = states[-1, :, 1]
-    spread = 0.19**0.5 * x[:, 1].std().item()
-    assert missing.mean().item() == pytest.approx(1.35 + spread * x[:, 1].mean().item(), abs=0.02)
-    assert missing.std().item() == pytest.approx(spread, rel=0.02)
+    if eta == 0:  # a function of the noise
+        spread = 0.19**0.5 * x[:, 1].std().item()
+        middle = 1.35 + spread * x[:, 1].mean().item()
+        assert missing.mean().item() == pytest.approx(middle, abs=0.02)
+        assert missing.std().item() == pytest.approx(spread, rel=0.02)
+    else:
+        assert missing.mean().item() == pytest.approx(1.35, abs=0.03)
+        assert missing.std().item() == pytest.approx(0.19**0.5, rel=0.04)
 
 
 def test_what_stands_around_the_prediction_is_told_where_to_stand(untyped):
@@ -232,6 +276,10 @@ def test_bad_input(untyped):
             ValueError, match=rf"`time_grid` must lie in \[0, 1\]; got {ends[0]:g} to"
         ):
             solver.sample(x, None, torch.tensor(ends))
+    with pytest.raises(ValueError, match=r"`eta` must lie in \[0, 1\]; got 1\.5"):
+        solver.sample(x, 0.1, eta=1.5)
+    with pytest.raises(ValueError, match=r"`eta` must be 0 on a `time_grid` that goes down"):
+        solver.sample(x, 0.1, [1.0, 0.0], eta=1.0)
     with pytest.raises(TypeError, match=r"`x_init` must be floating point; got torch.int64"):
         solver.sample(x.long(), 0.1)
 
