@@ -9,11 +9,13 @@ Class-conditional MNIST, one network for all, a small one of the kind of example
     reflow          half of the budget as a flow, then on its own pairs, whose making is a part of the budget
     distilled       half as a flow, a quarter as reflow, and the last quarter on t = 0 alone
     MeanFlow        straight path, average velocity (improved form); half of the budget with r = t alone
+    guided MeanFlow the same with the scale of guidance as an input, in its second half from 1 to 3
     diffusion path  the flow's loss on the path of DDPM's table of 1000 betas
     DDPM            that path, noise, its plain loss (Ho et al., arXiv 2006.11239, equation 14)
 Samplers: Euler, midpoint and Heun of equal steps; "grid", Euler on the times at which its steps err least; the
 exponential step, which is DDIM, with the expected data in [-1, 1] ("clipped") and without; jumps; "ancestral", DDPM's
-own. A point is the Frechet distance to test images with its interval, coverage, right class and seconds a sample.
+own; "guided" ones at a scale of 2, where a solver needs two evaluations for one and a jump does not. A point is the
+Frechet distance to test images with its interval, coverage, right class and seconds a sample.
 
 The rows of a table that courses give for a flow and a DDPM are measured too: what the loss holds in memory, how much
 it varies, the quality along the training (`--marks`) and over seeds. Everything is kept in outputs/frontier, a line of
@@ -27,6 +29,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,7 +64,12 @@ parser.add_argument("--pairs", type=int, default=32 if SMOKE else 3000, help="of
 parser.add_argument(
     "--curves", nargs="*", help="names of curves, or of trials of MeanFlow's choices"
 )
-parser.add_argument("--methods", nargs="*", help="some of the samplers; default: all but ancestral")
+parser.add_argument(
+    "--methods",
+    nargs="*",
+    default=["euler", "guided euler", "guided jumps", "clipped"] if SMOKE else None,
+    help="some of the samplers; default: all but ancestral",
+)
 parser.add_argument("--evaluations", type=int, nargs="*", default=[2] if SMOKE else None)
 parser.add_argument("--marks", action="store_true", help="quality after each quarter, too")
 parser.add_argument("--output", type=Path, default=Path("outputs/frontier"))
@@ -154,10 +162,26 @@ class MeanFlow(Run):
         if self.seconds < self.alone * self.budget:
             pairs = TimePairs(times=self.times_alone, distinct=0.0)
         t, r = pairs(len(x_1), device=x_1.device)
-        label = label.masked_fill(torch.rand(len(label), device=label.device) < 0.1, 10)
+        guidance = self.guidance(len(x_1), x_1.device)
+        if guidance is None:  # else the loss drops labels
+            label = label.masked_fill(torch.rand(len(label), device=label.device) < 0.1, 10)
         sample = self.path.sample(x_0, x_1, t)
+        settings = {"label": label, "guidance_scale": guidance, **self.settings}
         with torch.autocast(x_1.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            return mean_flow_loss(self.net, sample, r, label=label, **self.settings)
+            return mean_flow_loss(self.net, sample, r, **settings)
+
+    def guidance(self, n: int, device: torch.device) -> Tensor | None:
+        """The scales of a batch."""
+        return None
+
+
+class GuidedMeanFlow(MeanFlow):
+    """The scale of guidance as an input, after the time with the velocity alone."""
+
+    def guidance(self, n: int, device: torch.device) -> Tensor | None:
+        if self.seconds < self.alone * self.budget:
+            return None
+        return 1 + 2 * torch.rand(n, device=device)
 
 
 class UniformMeanFlow(MeanFlow):
@@ -184,19 +208,29 @@ class MorePairs(UniformMeanFlow):
     pairs_of_times = TimePairs(times=UniformTime(), distinct=0.75)
 
 
-def two_times() -> nn.Module:
-    return MeanFlowModel(unet(dropout=0.0, second_time=True, **SMALL)())
+def two_times(**changes: object) -> nn.Module:
+    return MeanFlowModel(unet(dropout=0.0, second_time=True, **SMALL, **changes)())
 
 
 DIFFUSION = replace(FLOW, scheduler=TABLE, times=UniformTime())
 AVERAGE = replace(FLOW, net=two_times)
+GUIDED = replace(FLOW, net=partial(two_times, guidance_input=True))
 DDPM = replace(DIFFUSION, prediction="epsilon", space="epsilon")
 Samplers = dict[str, tuple[int, ...]]
 STRAIGHT: Samplers = {"euler": (1, 2, 4, 8), "midpoint": (2, 4, 8)}
-EVERY: Samplers = {"euler": MORE, "midpoint": (2, 4, 8), "heun2": (4,), "grid": (2, 4, 8)}
+EVERY: Samplers = {
+    "euler": MORE,
+    "midpoint": (2, 4, 8, 16),
+    "heun2": (4,),
+    "grid": (2, 4, 8),
+    "guided euler": (2, 4),
+    "guided midpoint": (4, 8, 16),
+}
 CURVED: Samplers = {"euler": FEW, "midpoint": (2, 4, 8), "grid": (4, 8), "exponential": FEW}
 DDIM: Samplers = {"clipped": MORE, "exponential": (4,), "ancestral": (16, 50, 1000)}
-ORDER = {"midpoint": 2, "heun2": 2}  # evaluations a step, where they are not one
+# Evaluations a step, where they are not one.
+ORDER = {"midpoint": 2, "heun2": 2, "guided euler": 2, "guided midpoint": 4}
+SCALE = 2.0  # of guidance
 CURVES: dict[str, tuple[Callable[..., Run], Recipe, Samplers]] = {
     "flow": (Run, FLOW, EVERY),
     "OT": (Transported, FLOW, STRAIGHT),
@@ -204,6 +238,7 @@ CURVES: dict[str, tuple[Callable[..., Run], Recipe, Samplers]] = {
     "reflow": (Reflowed, FLOW, STRAIGHT),
     "distilled": (Distilled, FLOW, {"euler": (1, 2)}),
     "MeanFlow": (MeanFlow, AVERAGE, {"jumps": FEW, "midpoint": (4, 8)}),
+    "guided MeanFlow": (GuidedMeanFlow, GUIDED, {"jumps": (1, 2, 4), "guided jumps": FEW}),
     "diffusion path": (Run, DIFFUSION, CURVED),
     "DDPM": (Run, DDPM, DDIM),
 }
@@ -306,7 +341,8 @@ def measure(run: Run, name: str, method: str, n: int, seed: int, mark: str) -> N
             weights,
             args.samples,
             steps=steps,
-            method="euler" if method == "grid" else method,
+            method="euler" if method == "grid" else method.removeprefix("guided "),
+            scale=SCALE if method.startswith("guided ") else 1.0,
             grid=grid,
             bf16=False if method == "exponential" else None,  # its first step multiplies errors
         )
@@ -327,8 +363,7 @@ def measure(run: Run, name: str, method: str, n: int, seed: int, mark: str) -> N
 def wanted(name: str) -> list[tuple[str, int]]:
     """The points of a curve that are asked for."""
     points = []
-    samplers = list(EVERYTHING[name][2].items())
-    for method, evaluations in samplers[:1] if SMOKE else samplers:
+    for method, evaluations in EVERYTHING[name][2].items():
         if method == "ancestral" if args.methods is None else method not in args.methods:
             continue
         points += [(method, n) for n in evaluations if n in (args.evaluations or evaluations)]

@@ -178,33 +178,6 @@ class Clipped(nn.Module):
         return self.model.ends(x, t, **extras)[1].clamp(-1, 1)
 
 
-def ancestral(
-    model: PredictionVelocityModel,
-    scheduler: Scheduler,
-    x: Tensor,
-    evaluations: int,
-    **extras: Tensor,
-) -> Tensor:
-    """DDPM's own sampler, with the expected data in [-1, 1]: each step draws from q(x_s | x_t, x_1).
-
-    Its variance is the posterior's, DDIM's with eta = 1 (arXiv 2010.02502, equations 12 and 16). The evaluations are
-    at equal steps of the time, both ends among them: as many as the table has are one at each of its indices.
-    """
-    times = torch.linspace(0, 1, evaluations, dtype=torch.float64)
-    at = scheduler(times)
-    x_1 = x
-    for i in range(evaluations):
-        x_1 = model.ends(x, times[i].to(x), **extras)[1].clamp(-1, 1)
-        alpha, sigma = at.alpha_t[i].item(), at.sigma_t[i].item()
-        x_0 = (x - alpha * x_1) / sigma
-        if i + 1 < evaluations:
-            next_alpha, next_sigma = at.alpha_t[i + 1].item(), at.sigma_t[i + 1].item()
-            renewed = next_sigma / sigma * math.sqrt(1 - (alpha / next_alpha) ** 2)
-            x = next_alpha * x_1 + math.sqrt(next_sigma**2 - renewed**2) * x_0
-            x = x + renewed * torch.randn_like(x)
-    return x_1
-
-
 def draw(
     run: Run,
     weights: Weights,
@@ -219,20 +192,21 @@ def draw(
 ) -> Samples:
     """`count` samples, as many of each class, by `steps` steps of a method of upstream's solver, or on a `grid`.
 
-    Or by "exponential" steps, and "clipped": with the expected data in [-1, 1]; by "jumps" of a `MeanFlowModel`; or
-    by "ancestral" steps. Sample i has noise i and class i modulo 10. `bf16` is the recipe's if it is not given.
+    Or by "exponential" steps; "clipped", with the expected data in [-1, 1]; "ancestral", those with DDPM's noise, at
+    equal steps of the time with both ends among them; or by "jumps" of a `MeanFlowModel`. Sample i has noise i and
+    class i modulo 10. `bf16` is the recipe's if it is not given.
     """
     recipe = run.recipe
     net = recipe.net().to(run.images.device).eval()
     net.load_state_dict(weights)
     model: nn.Module = net
-    exponential = method in ("exponential", "clipped")
+    exponential = method in ("exponential", "clipped", "ancestral")
     if exponential or recipe.prediction != "velocity":
         model = PredictionVelocityModel(net, recipe.scheduler, prediction=recipe.prediction)
-    if scale != 1.0:
+    if scale != 1.0 and method != "jumps":
         model = GuidedVelocityModel(model, scale, null={"label": 10})
     half = recipe.bf16 if bf16 is None else bf16
-    if method == "clipped":
+    if method in ("clipped", "ancestral"):
         model = PredictionVelocityModel(Clipped(model), recipe.scheduler, prediction="x_1")
     solver: Any = ExponentialSolver(model) if exponential else ODESolver(model)
     if method == "jumps":
@@ -240,12 +214,15 @@ def draw(
 
     def sample(noise: Tensor, label: Tensor) -> Tensor:
         extras = {"label": label} if recipe.labels else {}
-        extras |= {} if exponential else {"method": method}
         with torch.autocast(noise.device.type, torch.bfloat16, enabled=half):
             if method == "jumps":
-                return solver.sample(noise, steps, label=label).float()
-            if method == "ancestral":
-                return ancestral(model, recipe.scheduler, noise, steps, label=label).float()
+                extras |= {} if scale == 1.0 else {"guidance_scale": scale}
+                return solver.sample(noise, steps, **extras).float()
+            if method == "ancestral":  # the last evaluation is at the data's end, and is the answer
+                times = torch.linspace(0, 1, steps)
+                x = solver.sample(noise, None, times, eta=1.0, **extras)
+                return solver.model.ends(x, torch.ones((), device=x.device), **extras)[1].float()
+            extras |= {} if exponential else {"method": method}
             if grid is not None:
                 return solver.sample(noise, None, time_grid=torch.tensor(grid), **extras).float()
             return solver.sample(noise, step_size=1 / steps, **extras).float()

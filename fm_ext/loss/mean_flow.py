@@ -104,7 +104,6 @@ def mean_flow_loss(
     mask = getattr(sample, "mask", None)
     mask = None if mask is None else check_mask(mask, x, like="sample.x_t")
     extras = check_extras(extras, x)
-    target = sample.dx_t
     target, velocity = sample.dx_t, None
     bare = _bare(model)
     with torch.no_grad(), _full_precision(x.device.type):
