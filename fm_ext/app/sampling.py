@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fm_ext.app.picture import enlarge
 from fm_ext.hub import FlowModel, to_grid, to_pictures
+from fm_ext.hub.flow import ANCESTRAL
 from fm_ext.solver.inpainting.solver import METHODS
 
 ODE_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4")
@@ -40,7 +41,9 @@ class Sampling:
 
 def methods(flow: FlowModel, task: str) -> tuple[str, ...]:
     """The solvers of a task, what it was measured with first."""
-    known = tuple(METHODS) if task == "fill" and not flow.masked else ODE_METHODS
+    known = tuple(METHODS)
+    if task != "fill" or flow.masked:
+        known = ODE_METHODS + ((ANCESTRAL,) if flow.from_noise else ())
     own = flow.samplers[task].method
     return own, *(method for method in known if method != own)
 
@@ -105,8 +108,7 @@ def choose_method(
             help="What walks from the start to the picture; the first is the usual one.",
         )
     )
-    own = flow.samplers[task]
-    usual = own.steps if method == own.method else 50 if method in METHODS else own.steps or 8
+    usual = flow.sampler(task, method).steps
     if usual is None:
         return method, None
     steps = st.slider(

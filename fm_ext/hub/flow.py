@@ -23,7 +23,7 @@ from fm_ext.models import (
     UNetWrapper,
 )
 from fm_ext.path import MaskedProbPath, PathWrapper
-from fm_ext.solver import InpaintingSolver, ODESolver
+from fm_ext.solver import ExponentialSolver, InpaintingSolver, ODESolver
 from fm_ext.solver.inpainting.solver import METHODS
 from fm_ext.solver.methods import ADAPTIVE, SCIPY
 from fm_ext.utils.inputs import check_mask, check_whole, randn_like, repeat_samples
@@ -32,6 +32,7 @@ from fm_ext.utils.model_wrapper import ModelWrapper
 Callback = Callable[[float, Tensor], None]
 Label = int | str | Sequence[int | str] | Tensor
 TASKS = ("sample", "fill", "translate")
+ANCESTRAL, ANCESTRAL_STEPS = "ancestral", 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,8 @@ class Sampler:
     """How a flow was sampled when it was measured.
 
     Args:
-        method: of `ODESolver`, or one of `InpaintingSolver` for filling by a model trained on whole images.
+        method: of `ODESolver`; "ancestral", which is `ExponentialSolver` with eta = 1, for flows from noise; or one of
+            `InpaintingSolver` for filling by a model trained on whole images.
         steps: at least 1; None for adaptive methods.
         guidance_scale: s of `GuidedVelocityModel`; 1 is none.
     """
@@ -172,6 +174,16 @@ class FlowModel(ModelHubMixin):
         """Whether fills can be guided on the known pixels: it was trained with `mask_dropout`."""
         modules = self.velocity_model.modules()
         return any(isinstance(m, UNetWrapper) and m.mask_dropout > 0 for m in modules)
+
+    @property
+    def from_noise(self) -> bool:
+        """Whether its source is noise that is independent of the data, so that it can be renewed ("ancestral")."""
+        path: Any = self.path
+        while isinstance(path, PathWrapper):
+            if not getattr(getattr(path, "coupling", None), "keeps_pairs", True):
+                return False
+            path = path.path
+        return self.source == "noise" and hasattr(path, "scheduler")
 
     @property
     def scheduler(self) -> Scheduler:
@@ -341,6 +353,34 @@ class FlowModel(ModelHubMixin):
 
     # ---- sampled -------------------------------------------------------------------------------
 
+    def sampler(
+        self,
+        task: str,
+        method: str | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> Sampler:
+        """How a task is sampled: as the model was measured, but for what is given.
+
+        Another method comes with its own usual number of steps.
+
+        Raises:
+            ValueError: for a task that it was not trained to do.
+        """
+        if task not in self.tasks:
+            raise ValueError(
+                f"this model was not trained to {task}; it can {' and '.join(self.tasks)}. Shipped models that can: "
+                f"{', '.join(folder.shipped_names(task)) or 'none'}."
+            )
+        how = self.samplers[task]
+        if method is not None and method != how.method:
+            usual = _usual_steps(method)
+            same = usual == _usual_steps(how.method)  # then it takes as many as the measured one
+            how = replace(how, method=method, steps=how.steps if same else usual)
+        if steps is not None:
+            how = replace(how, steps=steps)
+        return how if guidance_scale is None else replace(how, guidance_scale=guidance_scale)
+
     def sample(
         self,
         count: int,
@@ -370,7 +410,7 @@ class FlowModel(ModelHubMixin):
         Raises:
             ValueError: if the model does not sample; for an unknown class, method or number of steps.
         """
-        how = self._sampler("sample", method, steps, guidance_scale)
+        how = self.sampler("sample", method, steps, guidance_scale)
         count = check_whole("count", count, 1)
         labels = self._labels(label, count)
         like = torch.zeros(1, *self.shape, device=self.device, dtype=self.dtype)
@@ -382,7 +422,7 @@ class FlowModel(ModelHubMixin):
         if self.masked:
             extras["mask"] = torch.ones_like(noise[:, :1], dtype=torch.bool)
         start = self._source(noise, generator, extras)
-        return self._integrate(self._guided(how, labels), start, how, callback, extras)
+        return self._integrate(self._guided(how, labels), start, how, callback, extras, generator)
 
     def fill(
         self,
@@ -421,7 +461,7 @@ class FlowModel(ModelHubMixin):
             ValueError: if the model does not fill; for an image or mask of another shape, and as `sample`.
             TypeError: for a mask that is not bool.
         """
-        how = self._sampler("fill", method, steps, guidance_scale)
+        how = self.sampler("fill", method, steps, guidance_scale)
         image = self._images(image)
         mask = check_mask(mask, image, like="image").to(self.device)
         copies = 1 if fills is None else check_whole("fills", fills, 1)
@@ -461,12 +501,12 @@ class FlowModel(ModelHubMixin):
         Raises:
             ValueError: if the model does not translate; for images of another shape, and as `sample`.
         """
-        how = self._sampler("translate", method, steps, guidance_scale)
+        how = self.sampler("translate", method, steps, guidance_scale)
         image = self._images(image)
         labels = self._labels(label, len(image))
         extras: dict[str, Any] = {} if labels is None else {"label": labels}
         start = self._source(self._encoded(image, generator=generator), generator, extras)
-        return self._integrate(self._guided(how, labels), start, how, callback, extras)
+        return self._integrate(self._guided(how, labels), start, how, callback, extras, generator)
 
     # ---- inside --------------------------------------------------------------------------------
 
@@ -497,7 +537,8 @@ class FlowModel(ModelHubMixin):
         model: nn.Module = self._guided(how, labels, hide_known=labels is None)
         if not getattr(model, "holds_known", False):
             model = MaskedVelocityModel(model)
-        filled = self._integrate(model, torch.where(hole, noise, whole), how, callback, extras)
+        start = torch.where(hole, noise, whole)
+        filled = self._integrate(model, start, how, callback, extras, generator)
         return filled if self.codec is None else self._cut(self.codec.paste(filled, *around))
 
     def _fill_untrained(
@@ -537,10 +578,22 @@ class FlowModel(ModelHubMixin):
         how: Sampler,
         callback: Callback | None,
         extras: dict[str, Any],
+        generator: torch.Generator | None,
     ) -> Tensor:
         asked = model if callback is None else _Reporting(model, callback, self._decoded)
-        steps = {} if how.steps is None else {"steps": how.steps}
-        end = ODESolver(asked).sample(start, method=how.method, **steps, **extras)
+        if how.method == ANCESTRAL:
+            if not self.from_noise:
+                raise ValueError(
+                    f"`method` must not be {ANCESTRAL!r} for a flow whose source is not noise of its own, which cannot "
+                    "be renewed; 'midpoint' is for any."
+                )
+            ends = PredictionVelocityModel(asked, self.scheduler, prediction="velocity")
+            size = 1 / (how.steps or ANCESTRAL_STEPS)
+            renewed = {"eta": 1.0, "generator": generator}
+            end = ExponentialSolver(ends).sample(start, size, **renewed, **extras)
+        else:
+            steps = {} if how.steps is None else {"steps": how.steps}
+            end = ODESolver(asked).sample(start, method=how.method, **steps, **extras)
         result = self._cut(self._decoded(end))
         if callback is not None:
             callback(1.0, result)
@@ -549,24 +602,9 @@ class FlowModel(ModelHubMixin):
     def _default(self, task: str) -> Sampler:
         if task == "fill" and not self.masked:
             return Sampler(method="moment_matching", steps=50)
+        if task == "fill" and self.from_noise:
+            return Sampler(method=ANCESTRAL, steps=ANCESTRAL_STEPS)
         return Sampler()
-
-    def _sampler(
-        self, task: str, method: str | None, steps: int | None, guidance_scale: float | None
-    ) -> Sampler:
-        if task not in self.tasks:
-            raise ValueError(
-                f"this model was not trained to {task}; it can {' and '.join(self.tasks)}. Shipped models that can: "
-                f"{', '.join(folder.shipped_names(task)) or 'none'}."
-            )
-        how = self.samplers[task]
-        if method is not None and method != how.method:
-            usual = _usual_steps(method)
-            same = usual == _usual_steps(how.method)  # then it takes as many as the measured one
-            how = replace(how, method=method, steps=how.steps if same else usual)
-        if steps is not None:
-            how = replace(how, steps=steps)
-        return how if guidance_scale is None else replace(how, guidance_scale=guidance_scale)
 
     def _guided(self, how: Sampler, labels: Tensor | None, hide_known: bool = False) -> nn.Module:
         if how.guidance_scale == 1 or (labels is None and not hide_known):
@@ -670,4 +708,6 @@ class _Reporting(ModelWrapper):
 
 def _usual_steps(method: str) -> int | None:
     """How many steps a method takes unless it is told; None for an adaptive one."""
-    return 50 if method in METHODS else None if method in (*ADAPTIVE, *SCIPY) else 8
+    if method in (*ADAPTIVE, *SCIPY):
+        return None
+    return 50 if method in METHODS else ANCESTRAL_STEPS if method == ANCESTRAL else 8

@@ -8,11 +8,17 @@ from flow_matching.path import CondOTProbPath
 from flow_matching.solver import ODESolver as UpstreamODESolver
 from torch import nn
 
-from fm_ext.coupling import NoisySource
+from fm_ext.coupling import NoisySource, OptimalTransport
 from fm_ext.hub import FlowModel, Measured, Metric, Sampler
-from fm_ext.models import GuidedVelocityModel, MaskedVelocityModel, UNet, UNetWrapper
+from fm_ext.models import (
+    GuidedVelocityModel,
+    MaskedVelocityModel,
+    PredictionVelocityModel,
+    UNet,
+    UNetWrapper,
+)
 from fm_ext.path import BridgeProbPath, CoupledProbPath, MaskedProbPath
-from fm_ext.solver import InpaintingSolver
+from fm_ext.solver import ExponentialSolver, InpaintingSolver
 
 
 def seeded() -> torch.Generator:
@@ -25,7 +31,14 @@ def picture(flow: FlowModel, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize(
-    "name, method", [("digits", None), ("portraits", None), ("digits", "flower"), ("whole", None)]
+    "name, method",
+    [
+        ("digits", None),
+        ("digits", "ancestral"),
+        ("portraits", None),
+        ("digits", "flower"),
+        ("whole", None),
+    ],
 )
 def test_known_pixels_come_back_bit_for_bit(name, method, request):
     flow = request.getfixturevalue(name)
@@ -47,6 +60,35 @@ def test_a_fill_is_what_upstreams_solver_gives(digits):
     by_hand = solver.sample(start, step_size=0.5, method="midpoint", mask=mask).clamp(-1, 1)
     filled = digits.fill(image, mask, generator=seeded())
     torch.testing.assert_close(filled, torch.where(mask, by_hand, image))
+
+
+def test_an_ancestral_fill_is_the_exponential_step_with_fresh_noise(digits):
+    image, mask = picture(digits)
+    generator = seeded()
+    noise = torch.randn(image.shape, generator=generator)
+    ends = PredictionVelocityModel(digits.velocity_model, digits.scheduler, prediction="velocity")
+    by_hand = ExponentialSolver(ends).sample(
+        torch.where(mask, noise, image), 1 / 3, eta=1.0, generator=generator, mask=mask
+    )
+    filled = digits.fill(image, mask, method="ancestral", steps=3, generator=seeded())
+    torch.testing.assert_close(filled, torch.where(mask, by_hand.clamp(-1, 1), image))
+    assert not torch.equal(filled, digits.fill(image, mask, method="euler", steps=3))
+
+
+def test_noise_is_renewed_where_it_belongs_to_no_image(digits, translator, whole):
+    masked = FlowModel(digits.velocity_model, digits.path, shape=digits.shape)
+    assert masked.sampler("fill") == Sampler(method="ancestral", steps=16)
+    assert masked.sampler("fill", "midpoint").steps == 8
+    assert whole.from_noise and not translator.from_noise
+    image, _ = picture(translator)
+    with pytest.raises(
+        ValueError, match="`method` must not be 'ancestral' for a flow whose source"
+    ):
+        translator.translate(image, method="ancestral")
+    for coupling in (NoisySource(0.5), OptimalTransport()):
+        path = MaskedProbPath(CoupledProbPath(CondOTProbPath(), coupling))
+        coupled = FlowModel(digits.velocity_model, path, shape=digits.shape)
+        assert not coupled.from_noise and coupled.sampler("fill") == Sampler()
 
 
 def test_a_model_of_whole_images_fills_by_the_training_free_solver(whole):
@@ -290,7 +332,8 @@ def test_a_fill_in_latents_is_that_of_upstreams_solver_decoded(latents):
     solver = UpstreamODESolver(MaskedVelocityModel(latents.velocity_model))
     end = solver.sample(start, step_size=0.5, method="midpoint", mask=cells)
     expected = torch.where(mask, latents.codec.vae.decode(end), image)
-    torch.testing.assert_close(latents.fill(image, mask, steps=2, generator=seeded()), expected)
+    filled = latents.fill(image, mask, method="midpoint", steps=2, generator=seeded())
+    torch.testing.assert_close(filled, expected)
 
 
 def test_a_flow_of_latents_samples_and_translates_images_and_reports_them(
