@@ -28,7 +28,13 @@ from fm_ext.data import load_images
 from fm_ext.loss import LogitNormalTime, ShiftedTime, UniformTime, velocity_loss
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, Mask, RandomBox
 from fm_ext.metrics import classifier, colour_error, frechet_distance, hole_psnr, seam_gradient
-from fm_ext.models import GuidedVelocityModel, MaskedVelocityModel, UNet, UNetWrapper
+from fm_ext.models import (
+    GuidedVelocityModel,
+    MaskedVelocityModel,
+    PredictionVelocityModel,
+    UNet,
+    UNetWrapper,
+)
 from fm_ext.path import MaskedProbPath
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
@@ -116,6 +122,7 @@ half = {
     "attention": (1,),
     "patch_size": 2,
 }
+BOTTOM = {"multipliers": (1, 2, 4)}
 hiding = replace(base, net=net(dropout=0.1, **small))
 RECIPES: dict[str, Recipe] = {
     "today": today,
@@ -144,6 +151,15 @@ RECIPES: dict[str, Recipe] = {
     "average over 0.998": replace(base, ema=0.998),
     "rate 0.001": replace(base, lr=1e-3),
     "rate 0.004": replace(base, lr=4e-3),
+    "x_1 predicted": replace(base, prediction="x_1"),
+    "twice as wide at the bottom": replace(base, net=net(**(small | BOTTOM))),
+    "the same, attention there": replace(base, net=net(**(small | BOTTOM | {"attention": (2,)}))),
+    "the same, x_1 predicted": replace(
+        base, net=net(**(small | BOTTOM | {"attention": (2,)})), prediction="x_1"
+    ),
+    "narrow at the top": replace(
+        base, net=net(**(small | {"channels": 16, "head_channels": 16, "multipliers": (1, 3, 6)}))
+    ),
 }
 # What is trained, and how it is asked: the scale of guidance on the known pixels.
 CHANGES = {name: (recipe, 1.0) for name, recipe in RECIPES.items()}
@@ -155,7 +171,11 @@ def judge(recipe: Recipe, weights: Weights, scale: float) -> Result:
     """What one fill of each image and mask is worth, and the loss at fixed times, masks and noise."""
     network = recipe.net().eval()
     network.load_state_dict(weights)
-    model = network if scale == 1 else GuidedVelocityModel(network, scale, hide_known=True)
+    model: torch.nn.Module = network
+    if recipe.prediction != "velocity":
+        model = PredictionVelocityModel(network, recipe.scheduler, prediction=recipe.prediction)
+    if scale != 1:
+        model = GuidedVelocityModel(model, scale, hide_known=True)
     solver, found, fills = ODESolver(MaskedVelocityModel(model)), {}, []
     reader = classifier("mnist") if digits else None
     for seed, (name, kind) in enumerate(MASKS.items()):
@@ -195,7 +215,8 @@ def judge(recipe: Recipe, weights: Weights, scale: float) -> Result:
     extras = recipe.show(reference, mask) if recipe.show else {}
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
         answer = network(x=sample.x_t, t=sample.t, mask=mask, **extras)
-    return {**found, "loss": float(velocity_loss(answer.float(), sample))}
+    space = {"prediction": recipe.prediction, "space": "velocity", "scheduler": recipe.scheduler}
+    return {**found, "loss": float(velocity_loss(answer.float(), sample, **space))}
 
 
 log = Log(args.output)
