@@ -1,10 +1,10 @@
-"""Draws the figures of the docs that come from no example: schedules, grids, methods of the solver, and four films.
+"""Draws the figures of the docs that come from no example: of schedules, solvers and shipped networks, and four films.
 
     python docs/figures.py                        # about a minute of one core; writes docs/content/images
     python docs/figures.py methods transport      # some of them
 
-Schedules and grids are formulas, the solver is asked for the exact flow of a finite data set, and digits come from the
-networks of the package. Two small networks in the plane are trained on the spot.
+Schedules and grids are formulas, the solver is asked for the exact flow of a finite data set, and digits and
+portraits come from the networks of the package. Two small networks in the plane are trained on the spot.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from fm_ext.coupling import IndependentCoupling, OptimalTransport
 from fm_ext.data import load_images
 from fm_ext.hub import FlowModel, to_grid, to_pictures
 from fm_ext.loss import velocity_loss
-from fm_ext.mask import RandomBox
+from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
 from fm_ext.models import MLP, EmpiricalVelocityModel, GuidedVelocityModel
 from fm_ext.path import CoupledProbPath
 from fm_ext.path.scheduler import (
@@ -36,6 +36,7 @@ DATA = Path(__file__).parents[1] / "examples" / "data"
 IMAGES = Path(__file__).parent / "content" / "images"
 
 SCHEDULES = ("cond_ot", "cosine", "iddpm_cosine", "linear_vp", "vp", "sigmoid", "edm")
+MASKS = (CenterBox(), RandomBox(), FreeForm(), Irregular(), Hybrid())
 METHODS = {"euler": 1, "midpoint": 2, "heun3": 3, "rk4": 4}  # evaluations a step
 
 
@@ -117,6 +118,12 @@ def to_frame(images: torch.Tensor, columns: int, scale: int = 2) -> Image.Image:
     return grid.resize((scale * grid.width, scale * grid.height), Image.Resampling.NEAREST)
 
 
+def some_images(name: str, count: int) -> torch.Tensor:
+    """Test images of a shipped data set, drawn once by a fixed seed and not chosen."""
+    images, _ = load_images(str(DATA / name))
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]]
+
+
 def draw_fill(folder: Path, steps: int = 24) -> None:
     """Eight test digits with a hole, in columns, and four fills of each on their way from noise."""
     generator = torch.Generator().manual_seed(1)
@@ -134,6 +141,38 @@ def draw_fill(folder: Path, steps: int = 24) -> None:
         callback=lambda _, state: frames.append(to_frame(torch.cat([above, state]), columns=8)),
     )
     save_film(frames, folder / "fill.gif")
+
+
+def draw_fills(folder: Path) -> None:
+    """Test digits and portraits at random, a kind of mask each, and four fills by the networks of the package."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.3), layout="constrained")
+    for axis, name in zip(axes, ("mnist", "portraits"), strict=True):
+        image, masks = some_images(name, len(MASKS)), []
+        for seed, kind in enumerate(MASKS):
+            generator = torch.Generator().manual_seed(seed)
+            masks.append(kind(1, image.shape[-2:], generator=generator))
+        mask = torch.cat(masks)
+        fills = FlowModel.from_pretrained(name).fill(
+            image, mask, fills=4, generator=torch.Generator().manual_seed(0)
+        )
+        cells = torch.stack([image, image.masked_fill(mask, 0), *fills], 1)
+        grid = to_grid(to_pictures(cells.flatten(0, 1)), columns=cells.shape[1])
+        axis.imshow(grid, extent=(0, 6, len(image), 0), interpolation="nearest", cmap="gray")
+        axis.set_xticks([0.5, 1.5, 4], ["original", "hole", "four fills"])
+        axis.set_yticks([k + 0.5 for k in range(len(MASKS))], [type(m).__name__ for m in MASKS])
+        axis.tick_params(length=0, labeltop=True, labelbottom=False)
+    figure.savefig(folder / "fills.png", dpi=90)
+
+
+def draw_portraits(folder: Path) -> None:
+    """Twenty test portraits at random, of designs that the network has not seen, and two fills of each."""
+    image = some_images("portraits", 20)
+    generator = torch.Generator().manual_seed(0)
+    mask = Hybrid()(len(image), image.shape[-2:], generator=generator)
+    fills = FlowModel.from_pretrained("portraits").fill(image, mask, fills=2, generator=generator)
+    rows = [row.split(10) for row in (image, image.masked_fill(mask, 0), *fills)]
+    cells = torch.cat([torch.cat(bank) for bank in zip(*rows, strict=True)])
+    to_grid(to_pictures(cells), columns=10).save(folder / "portraits.png")
 
 
 def draw_translate(folder: Path, steps: int = 24) -> None:
@@ -215,6 +254,8 @@ FIGURES = {
     "schedules": draw_schedules,
     "grids": draw_grids,
     "methods": draw_methods,
+    "fills": draw_fills,
+    "portraits": draw_portraits,
     "fill": draw_fill,
     "translate": draw_translate,
     "generate": draw_generate,

@@ -70,7 +70,9 @@ def _add_fill(commands: Any) -> None:
         "--fills", type=int, default=1, help="how many, written to filled_1.png, filled_2.png, ..."
     )
     fill.add_argument("--mask-output", type=_png, help="where to write the mask, to use it again")
-    _add_sampling(fill, "method of ODESolver, or of InpaintingSolver for a training-free fill")
+    _add_sampling(
+        fill, "ancestral, a method of ODESolver, or of InpaintingSolver for a training-free fill"
+    )
     fill.set_defaults(run=_fill)
 
 
@@ -80,7 +82,7 @@ def _add_sample(commands: Any) -> None:
     sample.add_argument("--count", type=int, default=16)
     sample.add_argument("--columns", type=int, help="of the grid; by default the square root")
     sample.add_argument("--output", type=_png, default=Path("grid.png"), help="grid.png")
-    _add_sampling(sample, "method of ODESolver")
+    _add_sampling(sample, "method of ODESolver, or ancestral")
     sample.set_defaults(run=_sample)
 
 

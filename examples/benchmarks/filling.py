@@ -19,15 +19,15 @@ from statistics import mean
 
 import torch
 import torch.nn.functional as F
+from fills import judge_fills
 from flow_matching.path import CondOTProbPath
-from flow_matching.solver import ODESolver
 from race import LEAN, Log, Recipe, Result, Run, Weights
 from torch import Tensor
 
 from fm_ext.data import load_images
 from fm_ext.loss import LogitNormalTime, ShiftedTime, UniformTime, velocity_loss
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, Mask, RandomBox
-from fm_ext.metrics import classifier, colour_error, frechet_distance, hole_psnr, seam_gradient
+from fm_ext.metrics import classifier
 from fm_ext.models import (
     GuidedVelocityModel,
     MaskedVelocityModel,
@@ -36,6 +36,7 @@ from fm_ext.models import (
     UNetWrapper,
 )
 from fm_ext.path import MaskedProbPath
+from fm_ext.solver import ODESolver
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parents[1] / "data" / "mnist")
@@ -176,38 +177,16 @@ def judge(recipe: Recipe, weights: Weights, scale: float) -> Result:
         model = PredictionVelocityModel(network, recipe.scheduler, prediction=recipe.prediction)
     if scale != 1:
         model = GuidedVelocityModel(model, scale, hide_known=True)
-    solver, found, fills = ODESolver(MaskedVelocityModel(model)), {}, []
+    solver = ODESolver(MaskedVelocityModel(model))
+
+    def fill(noise: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+        extras = recipe.show(truth, mask) if recipe.show else {}
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+            start, steps = torch.where(mask, noise, truth), args.solver_steps
+            return solver.sample(start, steps=steps, method="midpoint", mask=mask, **extras)
+
     reader = classifier("mnist") if digits else None
-    for seed, (name, kind) in enumerate(MASKS.items()):
-        generator = torch.Generator().manual_seed(seed)
-        mask = kind(len(reference), reference.shape[-2:], generator=generator)
-        noise = torch.randn(reference.shape, generator=generator)
-        extras = recipe.show(reference, mask) if recipe.show else {}
-        parts = zip(
-            torch.where(mask, noise, reference).split(50),
-            mask.split(50),
-            *(extra.split(50) for extra in extras.values()),
-            strict=True,
-        )
-        filled = []
-        for x, m, *rest in parts:
-            more = dict(zip(extras, rest, strict=True))
-            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-                steps = {"step_size": 1 / args.solver_steps, "method": "midpoint"}
-                filled.append(solver.sample(x, **steps, mask=m, **more).float().clamp(-1, 1))
-        fill = torch.cat(filled)
-        fills.append(fill)
-        found[name] = {
-            "psnr": float(hole_psnr(fill, reference, mask)),
-            "colour": float(colour_error(fill, reference, mask)),
-            "seam": float(seam_gradient(fill, mask) / seam_gradient(reference, mask)),
-        }
-        if reader:
-            right = reader(fill).argmax(1) == truth
-            found[name]["read"] = float(right.double().mean())
-    if reader:
-        together, real = torch.cat(fills), reference.repeat(len(MASKS), 1, 1, 1)
-        found["frechet"] = float(frechet_distance(reader.features(together), reader.features(real)))
+    found = judge_fills(fill, reference, MASKS, labels=truth, reader=reader, count=1)
     torch.manual_seed(0)
     mask, t = HYBRID(len(reference), reference.shape[-2:]), UniformTime()(len(reference))
     path = MaskedProbPath(CondOTProbPath())
@@ -215,7 +194,7 @@ def judge(recipe: Recipe, weights: Weights, scale: float) -> Result:
     extras = recipe.show(reference, mask) if recipe.show else {}
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
         answer = network(x=sample.x_t, t=sample.t, mask=mask, **extras)
-    space = {"prediction": recipe.prediction, "space": "velocity", "scheduler": recipe.scheduler}
+    space = {"prediction": recipe.prediction, "scheduler": recipe.scheduler}
     return {**found, "loss": float(velocity_loss(answer.float(), sample, **space))}
 
 
@@ -244,13 +223,11 @@ for name in CHANGES:
         continue
 
     def over(figure: str, group: list[Result] = group) -> float:
-        values = [r[mask].get(figure, float("nan")) for r in group for mask in MASKS]
-        return mean(values)
-
-    def whole(figure: str, group: list[Result] = group) -> float:
-        return mean(r.get(figure, float("nan")) for r in group)
+        """The mean over seeds, of what may be a mean over masks or have an interval."""
+        values = [r["mean"].get(figure, r.get(figure, float("nan"))) for r in group]
+        return mean(value[0] if isinstance(value, list) else value for value in values)
 
     print(
-        f"{name:30} {len(group):5} {whole('steps'):6.0f}  {whole('loss'):.4f}  {over('read'):6.1%}  "
-        f"{whole('frechet'):7.2f}  {over('psnr'):5.2f}  {over('colour'):6.3f}  {over('seam'):4.2f}"
+        f"{name:30} {len(group):5} {over('steps'):6.0f}  {over('loss'):.4f}  {over('read'):6.1%}  "
+        f"{over('frechet'):7.2f}  {over('psnr'):5.2f}  {over('colour'):6.3f}  {over('seam'):4.2f}"
     )

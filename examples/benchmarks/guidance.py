@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fills import judge_fills
 from race import BF16, Log, Recipe, Result, Run, judge, unet
 from torch import Tensor, nn
 
 from fm_ext.data import load_images
 from fm_ext.loss import LogitNormalTime
 from fm_ext.mask import CenterBox, Hybrid, Irregular, RandomBox
-from fm_ext.metrics import FeatureMetrics, classifier, fill_diversity, hole_psnr
+from fm_ext.metrics import classifier
 from fm_ext.models import GuidedVelocityModel, MaskedVelocityModel, UNet, UNetWrapper
 from fm_ext.sampling import draw_samples
 from fm_ext.solver import ODESolver
@@ -30,7 +31,6 @@ from fm_ext.solver import ODESolver
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parents[1] / "data" / "mnist")
 MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, Irregular)}
-FILLS = 2  # of each hole
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--dataset", default=DIGITS)
@@ -125,29 +125,15 @@ def generate(model: nn.Module) -> Result:
     return judge(drawn, reference)
 
 
-@torch.no_grad()
 def fill(model: nn.Module) -> Result:
     """Two fills of every hole."""
-    reader, found = classifier("mnist"), {"read": [], "psnr": [], "spread": []}
-    metrics = FeatureMetrics(reader.features, figures=("frechet",))
-    for seed, kind in enumerate(MASKS.values()):
-        generator = torch.Generator().manual_seed(seed)
-        mask = kind(len(reference), reference.shape[-2:], generator=generator)
-        fills = []
-        for _ in range(FILLS):
-            noise = torch.randn(reference.shape, generator=generator)
-            parts = zip(
-                torch.where(mask, noise, reference).split(100), mask.split(100), strict=True
-            )
-            whole = MaskedVelocityModel(model)
-            fills.append(torch.cat([integrate(whole, x, mask=m).clamp(-1, 1) for x, m in parts]))
-            metrics.update(reference, real=True)
-            metrics.update(fills[-1], real=False)
-            found["read"].append(float((reader(fills[-1]).argmax(1) == truth).double().mean()))
-            found["psnr"].append(float(hole_psnr(fills[-1], reference, mask)))
-        found["spread"].append(float(fill_diversity(torch.stack(fills, 1), mask)))
-    means = {name: sum(values) / len(values) for name, values in found.items()}
-    return means | {"frechet": metrics.compute()["frechet"]}
+    whole = MaskedVelocityModel(model)
+
+    def one(noise: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+        return integrate(whole, torch.where(mask, noise, truth), mask=mask)
+
+    found = judge_fills(one, reference, MASKS, labels=truth, reader=classifier("mnist"))
+    return found["mean"] | {"frechet": found["frechet"]}
 
 
 columns = ("read", "psnr", "spread") if holes else ("accuracy", "coverage")

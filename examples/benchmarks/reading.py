@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from race import BF16
 from torch import Tensor, nn
 
 from fm_ext.data import load_images
@@ -93,7 +94,7 @@ def train(images: Tensor, labels: Tensor) -> Reader:
             group["lr"] = args.lr * rate
         rows = torch.randint(len(images), (args.batch_size,))
         mask = kinds[steps % len(kinds)](args.batch_size, images.shape[-2:])
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
             logits = reader(shifted(images[rows]), mask)
         optimizer.zero_grad()
         F.cross_entropy(logits.float(), labels[rows]).backward()

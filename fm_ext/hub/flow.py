@@ -397,7 +397,7 @@ class FlowModel(ModelHubMixin):
         Args:
             count: how many; computed as one batch.
             label: a class, by number or name, for all; or one for each; None: no class.
-            method: of `ODESolver`; None, as for the next two: what the model was measured with.
+            method: of `ODESolver`, or "ancestral"; None, as for the next two: what the model was measured with.
             steps: at least 1; without them a method of another kind takes 50 (training-free), none (adaptive) or 8.
             guidance_scale: on the class, where one is given; 1 is none.
             generator: of the noise.
@@ -447,7 +447,8 @@ class FlowModel(ModelHubMixin):
             mask: bool, True = missing: `(batch, 1, height, width)`, or `(1, 1, height, width)` for all.
             fills: how many of each image; None for one, without an axis of its own.
             label: as in `sample`, for each image.
-            method: of `ODESolver` or `InpaintingSolver`; None, as for the next two: what the model was measured with.
+            method: of `ODESolver` or `InpaintingSolver`, or "ancestral"; None, as for the next two: what the model was
+                measured with.
             steps: at least 1.
             guidance_scale: on the class, or without one on the known pixels; 1 is none.
             generator: of the noise.
