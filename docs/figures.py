@@ -143,7 +143,7 @@ def draw_fill(folder: Path, steps: int = 24) -> None:
     save_film(frames, folder / "fill.gif")
 
 
-def draw_fills(folder: Path) -> None:
+def draw_fills(folder: Path, steps: int | None = None) -> None:
     """Test digits and portraits at random, a kind of mask each, and four fills by the networks of the package."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.3), layout="constrained")
     for axis, name in zip(axes, ("mnist", "portraits"), strict=True):
@@ -153,7 +153,7 @@ def draw_fills(folder: Path) -> None:
             masks.append(kind(1, image.shape[-2:], generator=generator))
         mask = torch.cat(masks)
         fills = FlowModel.from_pretrained(name).fill(
-            image, mask, fills=4, generator=torch.Generator().manual_seed(0)
+            image, mask, fills=4, steps=steps, generator=torch.Generator().manual_seed(0)
         )
         cells = torch.stack([image, image.masked_fill(mask, 0), *fills], 1)
         grid = to_grid(to_pictures(cells.flatten(0, 1)), columns=cells.shape[1])
@@ -164,12 +164,14 @@ def draw_fills(folder: Path) -> None:
     figure.savefig(folder / "fills.png", dpi=90)
 
 
-def draw_portraits(folder: Path) -> None:
+def draw_portraits(folder: Path, steps: int | None = None) -> None:
     """Twenty test portraits at random, of designs that the network has not seen, and two fills of each."""
     image = some_images("portraits", 20)
     generator = torch.Generator().manual_seed(0)
     mask = Hybrid()(len(image), image.shape[-2:], generator=generator)
-    fills = FlowModel.from_pretrained("portraits").fill(image, mask, fills=2, generator=generator)
+    fills = FlowModel.from_pretrained("portraits").fill(
+        image, mask, fills=2, steps=steps, generator=generator
+    )
     rows = [row.split(10) for row in (image, image.masked_fill(mask, 0), *fills)]
     cells = torch.cat([torch.cat(bank) for bank in zip(*rows, strict=True)])
     to_grid(to_pictures(cells), columns=10).save(folder / "portraits.png")

@@ -26,6 +26,8 @@ def test_the_figures_of_the_guides_are_drawn(tmp_path):
     figures = runpy.run_path(str(ROOT / "docs/figures.py"))["FIGURES"]
     small = {
         "methods": {"samples": 3},
+        "fills": {"steps": 2},
+        "portraits": {"steps": 2},
         "fill": {"steps": 2},
         "translate": {"steps": 2},
         "generate": {"steps": 2},

@@ -49,18 +49,19 @@ from fm_ext.solver import simulate_pairs
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parents[1] / "data" / "mnist")
 TABLE = BetaTableScheduler(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
-SMALL = {"channels": 16, "head_channels": 16, "attention": ()}
+WIDTH = 8 if SMOKE else 16
+SMALL = {"channels": WIDTH, "head_channels": WIDTH, "attention": ()}
 FLOW = Recipe(net=unet(**SMALL), batch_size=32, times=LogitNormalTime())
 FEW, MORE = (1, 2, 4, 8, 16), (1, 2, 4, 8, 16, 50)
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--dataset", default=DIGITS)
-parser.add_argument("--seconds", type=float, default=0.3 if SMOKE else 90, help="of each curve")
+parser.add_argument("--seconds", type=float, default=0.05 if SMOKE else 90, help="of each curve")
 parser.add_argument("--seeds", type=int, nargs="*", default=[0])
 parser.add_argument(
     "--samples", type=int, default=200 if SMOKE else 500, help="of a point, and test images"
 )
-parser.add_argument("--pairs", type=int, default=32 if SMOKE else 3000, help="of reflow")
+parser.add_argument("--pairs", type=int, default=16 if SMOKE else 3000, help="of reflow")
 parser.add_argument(
     "--curves", nargs="*", help="names of curves, or of trials of MeanFlow's choices"
 )
@@ -306,7 +307,7 @@ def held(run: Run) -> float:
 
 
 @torch.no_grad()
-def spread(run: Run, weights: Weights, batches: int = 4 if SMOKE else 40) -> tuple[float, float]:
+def spread(run: Run, weights: Weights, batches: int = 2 if SMOKE else 40) -> tuple[float, float]:
     """The mean of the loss over batches, and its standard deviation relative to it."""
     run.net.load_state_dict(weights)
     run.net.eval()
