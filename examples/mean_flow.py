@@ -16,6 +16,7 @@ from flow_matching.path import CondOTProbPath
 from torchvision.utils import make_grid, save_image
 
 from fm_ext.data import image_loader, load_images
+from fm_ext.hub import FlowModel, Sampler
 from fm_ext.loss import LogitNormalTime, TimePairs, UniformTime, mean_flow_loss
 from fm_ext.mask import FreeForm, Hybrid
 from fm_ext.metrics import FeatureMetrics, classifier, fill_diversity, hole_psnr
@@ -73,16 +74,26 @@ trainer = Trainer(model, loss, loader, config, accelerator)
 trainer.fit()
 leave_to_main(accelerator)
 
+flow = FlowModel(
+    trainer.ema_model,
+    path,
+    shape=(1, 28, 28),
+    classes=loader.dataset.classes,
+    tasks=("sample", "fill"),
+    samplers={"sample": Sampler(method="jumps", steps=1, guidance_scale=args.guidance)},
+)
+flow.save_pretrained(args.output / "pretrained")
+
 # ---- draw digits: everything is missing -----------------------------------------------------
 reference, _ = load_images(args.dataset, limit=args.samples, device=device)
 noise = torch.randn(args.samples, 1, 28, 28, device=device)
 label = torch.arange(args.samples, device=device) % 10
 given = {"mask": torch.ones_like(noise, dtype=torch.bool), "label": label}
 given["guidance_scale"] = args.guidance
-jumps, flow = MeanFlowSolver(trainer.ema_model), ODESolver(trainer.ema_model)
+jumps, velocity = MeanFlowSolver(trainer.ema_model), ODESolver(trainer.ema_model)
 drawn = {f"{n} evaluations": jumps.sample(noise, n, batch_size=250, **given) for n in (1, 2, 4)}
 steps = 1 if SMOKE else 8
-drawn[f"{2 * steps} evaluations of the velocity"] = flow.sample(
+drawn[f"{2 * steps} evaluations of the velocity"] = velocity.sample(
     noise, method="midpoint", steps=steps, batch_size=250, **given
 )
 network = classifier("mnist").to(device)
@@ -112,4 +123,4 @@ for n in (1, 2, 4):
 top = torch.stack([digits[:10] for digits in drawn.values()])
 grid = make_grid(torch.cat([top.clamp(-1, 1), first]).flatten(0, 1) / 2 + 0.5, 10)
 save_image(grid, args.output / "mean_flow.png")
-print(f"saved {args.output}/mean_flow.png; the weights are in {args.output}/checkpoints")
+print(f"saved {args.output}/mean_flow.png; the network is in {args.output}/pretrained")

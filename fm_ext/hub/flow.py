@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,18 @@ from fm_ext.models import (
     GuidedVelocityModel,
     LatentCodec,
     MaskedVelocityModel,
+    MeanFlowModel,
     PredictionVelocityModel,
     UNetWrapper,
 )
 from fm_ext.path import MaskedProbPath, PathWrapper
-from fm_ext.solver import ExponentialSolver, InpaintingSolver, ODESolver
+from fm_ext.solver import (
+    ExponentialSolver,
+    InpaintingSolver,
+    MeanFlowSolver,
+    ODESolver,
+    uniform_grid,
+)
 from fm_ext.solver.inpainting.solver import METHODS
 from fm_ext.solver.methods import ADAPTIVE, SCIPY
 from fm_ext.utils.inputs import check_mask, check_whole, randn_like, repeat_samples
@@ -32,7 +40,8 @@ from fm_ext.utils.model_wrapper import ModelWrapper
 Callback = Callable[[float, Tensor], None]
 Label = int | str | Sequence[int | str] | Tensor
 TASKS = ("sample", "fill", "translate")
-ANCESTRAL, ANCESTRAL_STEPS = "ancestral", 16
+ANCESTRAL, JUMPS = "ancestral", "jumps"
+USUAL_STEPS = {ANCESTRAL: 16, JUMPS: 1} | dict.fromkeys(METHODS, 50)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +49,10 @@ class Sampler:
     """How a flow was sampled when it was measured.
 
     Args:
-        method: of `ODESolver`; "ancestral", which is `ExponentialSolver` with eta = 1, for flows from noise; or one of
-            `InpaintingSolver` for filling by a model trained on whole images.
+        method: of `ODESolver`; "ancestral", which is `ExponentialSolver` with eta = 1, for flows from noise; "jumps" of
+            a `MeanFlowModel`; or one of `InpaintingSolver` for filling by a model trained on whole images.
         steps: at least 1; None for adaptive methods.
-        guidance_scale: s of `GuidedVelocityModel`; 1 is none.
+        guidance_scale: s of `GuidedVelocityModel`, or for jumps an input of the network; 1 is none.
     """
 
     method: str = "midpoint"
@@ -397,7 +406,7 @@ class FlowModel(ModelHubMixin):
         Args:
             count: how many; computed as one batch.
             label: a class, by number or name, for all; or one for each; None: no class.
-            method: of `ODESolver`, or "ancestral"; None, as for the next two: what the model was measured with.
+            method: of `ODESolver`, "ancestral" or "jumps"; None, as for the next two: what the model was measured with.
             steps: at least 1; without them a method of another kind takes 50 (training-free), none (adaptive) or 8.
             guidance_scale: on the class, where one is given; 1 is none.
             generator: of the noise.
@@ -447,8 +456,8 @@ class FlowModel(ModelHubMixin):
             mask: bool, True = missing: `(batch, 1, height, width)`, or `(1, 1, height, width)` for all.
             fills: how many of each image; None for one, without an axis of its own.
             label: as in `sample`, for each image.
-            method: of `ODESolver` or `InpaintingSolver`, or "ancestral"; None, as for the next two: what the model was
-                measured with.
+            method: of `ODESolver` or `InpaintingSolver`, "ancestral" or "jumps"; None, as for the next two: what the
+                model was measured with.
             steps: at least 1.
             guidance_scale: on the class, or without one on the known pixels; 1 is none.
             generator: of the noise.
@@ -565,7 +574,12 @@ class FlowModel(ModelHubMixin):
         solver = InpaintingSolver(model, self.scheduler, how.method, codec=self.codec)
         extras: dict[str, Any] = {} if labels is None else {"label": labels}
         filled = solver.sample(
-            image, mask=mask, steps=how.steps or 50, fills=copies, generator=generator, **extras
+            image,
+            mask=mask,
+            steps=how.steps or USUAL_STEPS[how.method],
+            fills=copies,
+            generator=generator,
+            **extras,
         )
         filled = self._cut(filled.flatten(0, 1))
         if callback is not None:
@@ -581,30 +595,63 @@ class FlowModel(ModelHubMixin):
         extras: dict[str, Any],
         generator: torch.Generator | None,
     ) -> Tensor:
-        asked = model if callback is None else _Reporting(model, callback, self._decoded)
-        if how.method == ANCESTRAL:
-            if not self.from_noise:
-                raise ValueError(
-                    f"`method` must not be {ANCESTRAL!r} for a flow whose source is not noise of its own, which cannot "
-                    "be renewed; 'midpoint' is for any."
-                )
-            ends = PredictionVelocityModel(asked, self.scheduler, prediction="velocity")
-            size = 1 / (how.steps or ANCESTRAL_STEPS)
-            renewed = {"eta": 1.0, "generator": generator}
-            end = ExponentialSolver(ends).sample(start, size, **renewed, **extras)
+        if how.method == JUMPS:
+            end = self._jumped(start, how, callback, extras)
+        elif how.method == ANCESTRAL:
+            end = self._renewed(self._asked(model, callback), start, how, extras, generator)
         else:
             steps = {} if how.steps is None else {"steps": how.steps}
-            end = ODESolver(asked).sample(start, method=how.method, **steps, **extras)
+            solver = ODESolver(self._asked(model, callback))
+            end = solver.sample(start, method=how.method, **steps, **extras)
         result = self._cut(self._decoded(end))
         if callback is not None:
             callback(1.0, result)
         return result
 
+    def _renewed(
+        self,
+        model: nn.Module,
+        start: Tensor,
+        how: Sampler,
+        extras: dict[str, Any],
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        if not self.from_noise:
+            raise ValueError(
+                f"`method` must not be {ANCESTRAL!r} for a flow whose source is not noise of its own, which cannot be "
+                "renewed; 'midpoint' is for any."
+            )
+        ends = PredictionVelocityModel(model, self.scheduler, prediction="velocity")
+        size = 1 / (how.steps or USUAL_STEPS[ANCESTRAL])
+        solver = ExponentialSolver(ends)
+        return solver.sample(start, size, eta=1.0, generator=generator, **extras)
+
+    def _jumped(
+        self, start: Tensor, how: Sampler, callback: Callback | None, extras: dict[str, Any]
+    ) -> Tensor:
+        if not isinstance(self.velocity_model, MeanFlowModel):
+            raise ValueError(
+                f"`method` must not be {JUMPS!r} for a model that is no MeanFlowModel; 'midpoint' is for any."
+            )
+        if how.guidance_scale != 1 and "label" in extras:
+            extras = extras | {"guidance_scale": how.guidance_scale}
+        solver, x = MeanFlowSolver(self.velocity_model), start
+        for t, r in pairwise(uniform_grid(how.steps or USUAL_STEPS[JUMPS]).tolist()):
+            x = solver.sample(x, time_grid=[t, r], **extras)
+            if callback is not None and r < 1:
+                callback(r, self._decoded(x))
+        return x
+
+    def _asked(self, model: nn.Module, callback: Callback | None) -> nn.Module:
+        return model if callback is None else _Reporting(model, callback, self._decoded)
+
     def _default(self, task: str) -> Sampler:
+        if isinstance(self.velocity_model, MeanFlowModel):
+            return Sampler(method=JUMPS, steps=USUAL_STEPS[JUMPS])
         if task == "fill" and not self.masked:
-            return Sampler(method="moment_matching", steps=50)
+            return Sampler(method="moment_matching", steps=USUAL_STEPS["moment_matching"])
         if task == "fill" and self.from_noise:
-            return Sampler(method=ANCESTRAL, steps=ANCESTRAL_STEPS)
+            return Sampler(method=ANCESTRAL, steps=USUAL_STEPS[ANCESTRAL])
         return Sampler()
 
     def _guided(self, how: Sampler, labels: Tensor | None, hide_known: bool = False) -> nn.Module:
@@ -615,6 +662,8 @@ class FlowModel(ModelHubMixin):
                 f"`guidance_scale` must be 1 for a fill without `label` by this model, which was not trained with "
                 f"`mask_dropout`; got {how.guidance_scale}."
             )
+        if how.method == JUMPS:  # the scale is an input
+            return self.velocity_model
         return GuidedVelocityModel(self.velocity_model, how.guidance_scale, hide_known=hide_known)
 
     def _source(
@@ -709,6 +758,4 @@ class _Reporting(ModelWrapper):
 
 def _usual_steps(method: str) -> int | None:
     """How many steps a method takes unless it is told; None for an adaptive one."""
-    if method in (*ADAPTIVE, *SCIPY):
-        return None
-    return 50 if method in METHODS else ANCESTRAL_STEPS if method == ANCESTRAL else 8
+    return None if method in (*ADAPTIVE, *SCIPY) else USUAL_STEPS.get(method, 8)

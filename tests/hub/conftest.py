@@ -7,7 +7,7 @@ from torch import nn
 
 from fm_ext.coupling import NoisySource
 from fm_ext.hub import FlowModel, Sampler
-from fm_ext.models import LatentCodec, SmallUNet, UNet, UNetWrapper
+from fm_ext.models import LatentCodec, MeanFlowModel, SmallUNet, UNet, UNetWrapper
 from fm_ext.path import CoupledProbPath, MaskedProbPath
 
 DIGITS = tuple("0123456789")
@@ -36,6 +36,19 @@ def digits() -> FlowModel:
         tasks=("sample", "fill"),
         classes=DIGITS,
         samplers={"sample": Sampler(steps=2), "fill": Sampler(steps=2)},
+    )
+
+
+@pytest.fixture
+def jumper() -> FlowModel:
+    """As `digits`, by a network of two times that takes its guidance as an input."""
+    network = tiny_unet(2, 1, num_classes=10, second_time=True, guidance_input=True)
+    return FlowModel(
+        shaken(MeanFlowModel(UNetWrapper(network, concat=("mask",)))),
+        MaskedProbPath(CondOTProbPath()),
+        shape=(1, 28, 28),
+        tasks=("sample", "fill"),
+        classes=DIGITS,
     )
 
 

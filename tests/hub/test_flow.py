@@ -18,7 +18,7 @@ from fm_ext.models import (
     UNetWrapper,
 )
 from fm_ext.path import BridgeProbPath, CoupledProbPath, MaskedProbPath
-from fm_ext.solver import ExponentialSolver, InpaintingSolver
+from fm_ext.solver import ExponentialSolver, InpaintingSolver, MeanFlowSolver
 
 
 def seeded() -> torch.Generator:
@@ -89,6 +89,29 @@ def test_noise_is_renewed_where_it_belongs_to_no_image(digits, translator, whole
         path = MaskedProbPath(CoupledProbPath(CondOTProbPath(), coupling))
         coupled = FlowModel(digits.velocity_model, path, shape=digits.shape)
         assert not coupled.from_noise and coupled.sampler("fill") == Sampler()
+
+
+def test_a_network_of_two_times_jumps_with_its_guidance_as_an_input(jumper, digits):
+    flow, model = jumper, jumper.velocity_model
+    assert flow.sampler("sample") == flow.sampler("fill") == Sampler(method="jumps", steps=1)
+    noise = torch.randn(2, *flow.shape, generator=seeded())
+    asked = {"mask": torch.ones(2, 1, 28, 28, dtype=torch.bool), "label": torch.tensor([3, 3])}
+    for steps in (1, 2):
+        by_hand = MeanFlowSolver(model).sample(noise, steps, guidance_scale=2.0, **asked)
+        how = {"steps": steps, "guidance_scale": 2.0, "generator": seeded()}
+        heard: list[float] = []
+        drawn = flow.sample(2, label=3, callback=lambda t, _, to=heard: to.append(t), **how)
+        torch.testing.assert_close(drawn, by_hand.clamp(-1, 1))
+        assert heard == [k / steps for k in range(1, steps + 1)]
+    image, mask = picture(flow)
+    start = torch.where(mask, torch.randn(image.shape, generator=seeded()), image)
+    by_hand = MeanFlowSolver(model).sample(start, mask=mask).clamp(-1, 1)
+    filled = flow.fill(image, mask, generator=seeded())
+    torch.testing.assert_close(filled, torch.where(mask, by_hand, image))
+    with pytest.raises(
+        ValueError, match="`method` must not be 'jumps' for a model that is no Mean"
+    ):
+        digits.sample(1, method="jumps")
 
 
 def test_a_model_of_whole_images_fills_by_the_training_free_solver(whole):
