@@ -2,7 +2,7 @@
 
     accelerate launch examples/coarse_to_fine.py                  # shipped portraits, 16 pixels and then 64
     accelerate launch examples/coarse_to_fine.py --dataset <name or folder> --size 128
-    accelerate launch examples/coarse_to_fine.py --single         # one network at once, to compare with
+    accelerate launch examples/coarse_to_fine.py --single 4000    # one network at once, to compare with
 The coarse flow paints images of a quarter of the side, in holes or from nothing. The fine one sees such an image,
 enlarged, as another input of its network, and paints the pixels that are missing; where all are, that is
 super-resolution. Prints what enlarged test images and filled holes are worth, and saves a picture of both and of images
@@ -39,10 +39,11 @@ NOISE = (
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--dataset", default=PORTRAITS)
 parser.add_argument("--size", type=int, default=32 if SMOKE else 64)
-parser.add_argument("--steps", type=int, default=2 if SMOKE else 3000, help="of each of the two")
+parser.add_argument("--coarse-steps", type=int, default=2 if SMOKE else 6000)
+parser.add_argument("--fine-steps", type=int, default=2 if SMOKE else 2000)
 parser.add_argument("--batch-size", type=int, default=16)
 parser.add_argument("--channels", type=int, default=32, help="of each network")
-parser.add_argument("--single", action="store_true", help="one flow for as many steps in all")
+parser.add_argument("--single", type=int, metavar="STEPS", help="of one flow instead of the two")
 parser.add_argument("--images", type=int, default=4 if SMOKE else 90, help="to fill")
 parser.add_argument("--solver-steps", type=int, default=2 if SMOKE else 16)
 parser.add_argument("--output", type=Path, default=Path("outputs/coarse_to_fine"))
@@ -80,10 +81,12 @@ def train(name, steps, small=False, sees_small=False):
         in_channels=channels + 1 + sees_small * channels,
         out_channels=channels,
         channels=args.channels,
-        multipliers=(1, 2, 2),
-        patch_size=1 if small else FACTOR,
+        multipliers=(1, 2) if sees_small else (1, 2, 2),  # details are near by
+        attention=() if sees_small else None,
+        patch_size=2 if small else FACTOR,
     )
     times = UniformTime() if sees_small else ShiftedTime(shift=3.0)  # the small image has colours
+    predicts = "velocity" if small else "x_1"  # the noise of 4x4 pixels does not pass the network
 
     def loss(model, batch):
         x_1 = batch["image"]
@@ -98,7 +101,7 @@ def train(name, steps, small=False, sees_small=False):
         t = times(len(x_1), device=x_1.device)
         sample = path.sample(torch.randn_like(x_1), x_1, t, mask=mask)
         answer = model(x=sample.x_t, t=sample.t, mask=mask, **extras)
-        return velocity_loss(answer, sample, prediction="x_1", scheduler=path.scheduler)
+        return velocity_loss(answer, sample, prediction=predicts, scheduler=path.scheduler)
 
     config = TrainerConfig(
         steps=steps,
@@ -113,15 +116,15 @@ def train(name, steps, small=False, sees_small=False):
     accelerator.free_memory()  # for the next training
     print(f"{name}: {time.process_time():.0f} seconds of the processor from the start")
     return ExponentialSolver(
-        PredictionVelocityModel(trainer.ema_model, path.scheduler, prediction="x_1")
+        PredictionVelocityModel(trainer.ema_model, path.scheduler, prediction=predicts)
     )
 
 
 if args.single:
-    single = train("single", 2 * args.steps)
+    single = train("single", args.single)
 else:
-    coarse = train("coarse", args.steps, small=True)
-    fine = train("fine", args.steps, sees_small=True)
+    coarse = train("coarse", args.coarse_steps, small=True)
+    fine = train("fine", args.fine_steps, sees_small=True)
 leave_to_main(accelerator)
 
 
