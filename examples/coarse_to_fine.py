@@ -32,9 +32,8 @@ SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 PORTRAITS = str(Path(__file__).parent / "data" / "portraits")
 MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, FreeForm, Irregular, Hybrid)}
 FACTOR = 4  # from the large side to the small one
-NOISE = (
-    0.1  # of the small image that the fine network sees: it shall forgive the coarse flow's errors
-)
+# Of the small images that the fine network sees: those of the coarse flow have errors, too.
+NOISE = 0.05
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--dataset", default=PORTRAITS)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fm_ext.data import image_loader, load_images
 from fm_ext.hub import FlowModel
-from fm_ext.loss import LogitNormalTime, ShiftedTime, UniformTime, velocity_loss
+from fm_ext.loss import LogitNormalTime, ShiftedTime, velocity_loss
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
 from fm_ext.metrics import classifier
 from fm_ext.models import PredictionVelocityModel, UNet, UNetWrapper
@@ -36,8 +36,8 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--dataset", default=DIGITS)
 parser.add_argument("--size", type=int, default=28)
 parser.add_argument("--mask", choices=MASKS, default="Hybrid", help="the masks of training")
-parser.add_argument("--steps", type=int, help="1100 by default, 4000 of the lean networks")
-parser.add_argument("--batch-size", type=int, help="32 by default, 16 for the lean networks")
+parser.add_argument("--steps", type=int, help="3000 by default")
+parser.add_argument("--batch-size", type=int, default=16)
 parser.add_argument("--lr", type=float, default=2e-3)
 parser.add_argument("--unet", type=json.loads, help="changes of the preset, '{\"channels\": 64}'")
 parser.add_argument("--flip", action="store_true", help="mirror every second image; never digits")
@@ -46,12 +46,8 @@ parser.add_argument("--evaluate", type=int, help="number of test images to fill;
 parser.add_argument("--fills", type=int, default=2 if SMOKE else 4, help="of each hole")
 parser.add_argument("--output", type=Path, default=Path("outputs/inpainting"))
 args = parser.parse_args()
-# For minutes of training (docs/content/guides/inpainting.md); digits that are only filled take UNet's own preset.
-lean = args.size == 64 or (args.generate and args.size == 28)
 if args.steps is None:
-    args.steps = 2 if SMOKE else 4000 if lean else 1100
-if args.batch_size is None:
-    args.batch_size = 16 if lean else 32
+    args.steps = 2 if SMOKE else 3000
 if args.evaluate is None:  # as many pixels at any size
     args.evaluate = 4 if SMOKE else max(16, 160_000 // args.size**2)
 if args.fills < 2:
@@ -71,15 +67,15 @@ net = UNet.preset(
     in_channels=channels + 1,  # the mask is one more
     out_channels=channels,
     num_classes=len(classes) if args.generate else None,
-    lean=lean and args.unet is None,
+    lean=args.size in (28, 64) and args.unet is None,  # the best for minutes of training
     **(args.unet or {}),
 )
 model = UNetWrapper(net, concat=("mask",), label_dropout=0.5 if args.generate else 0)
 path = MaskedProbPath(CondOTProbPath())
-if args.size >= 64:
-    times = ShiftedTime(shift=3.0)
-else:
-    times = LogitNormalTime() if args.generate else UniformTime()
+# What a hole shows is decided early, the more so the larger it is.
+times = ShiftedTime(shift=3.0 if args.size >= 64 else 2.0)
+if args.generate and args.size < 64:
+    times = LogitNormalTime()
 
 
 def loss(model, batch):

@@ -71,7 +71,8 @@ def _add_fill(commands: Any) -> None:
     )
     fill.add_argument("--mask-output", type=_png, help="where to write the mask, to use it again")
     _add_sampling(
-        fill, "ancestral, a method of ODESolver, or of InpaintingSolver for a training-free fill"
+        fill,
+        "ancestral, jumps, a method of ODESolver, or of InpaintingSolver for a training-free fill",
     )
     fill.set_defaults(run=_fill)
 
@@ -82,7 +83,7 @@ def _add_sample(commands: Any) -> None:
     sample.add_argument("--count", type=int, default=16)
     sample.add_argument("--columns", type=int, help="of the grid; by default the square root")
     sample.add_argument("--output", type=_png, default=Path("grid.png"), help="grid.png")
-    _add_sampling(sample, "method of ODESolver, or ancestral")
+    _add_sampling(sample, "method of ODESolver, ancestral, or jumps of a network of two times")
     sample.set_defaults(run=_sample)
 
 

@@ -46,7 +46,9 @@ args = parser.parse_args()
 
 flow = FlowModel.from_pretrained(args.flow)
 images, labels = load_images(args.dataset, size=flow.shape[-1], limit=args.images)
-digits = flow.shape == (1, 28, 28)
+if not flow.masked:
+    raise SystemExit(f"--flow must name a flow that was trained to fill; {args.flow} was not")
+digits = flow.shape == (1, 28, 28) and Path(args.dataset).name == "mnist"
 reader = classifier("mnist") if digits and not SMOKE else None
 ode = ODESolver(MaskedVelocityModel(flow.velocity_model))
 renewing = ExponentialSolver(

@@ -199,7 +199,13 @@ def judge(recipe: Recipe, weights: Weights, scale: float) -> Result:
 
 
 log = Log(args.output)
-fixed = {"size": size, "seconds": args.seconds, "images": len(images), "filled": len(reference)}
+fixed = {
+    "size": size,
+    "seconds": args.seconds,
+    "images": len(images),
+    "filled": len(reference),
+    "judge": 2,
+}
 for seed, name in product(args.seeds, args.only or CHANGES):
     if log.read({"change": name, "seed": seed, **fixed}):
         continue

@@ -33,7 +33,8 @@ def judge_fills(
 ) -> Result:
     """Figures of the fills of each kind of mask, their means, and the Frechet distance of all to the images.
 
-    Masks and noise are functions of the numbers of kind, fill and batch, the same for all that are compared. "ratio" is
+    Masks and starts are the same for all that are compared. The Frechet distance has an interval of `jackknife`, which
+    takes all fills for independent: those of one image are not, so it is wider than the truth. "ratio" is
     the error of a fill over sqrt(2) times the spread of two: 1 for samples of the true posterior, less for fills that
     differ too much, more for fills that are too alike.
 

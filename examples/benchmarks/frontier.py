@@ -68,7 +68,7 @@ parser.add_argument(
 parser.add_argument(
     "--methods",
     nargs="*",
-    default=["euler", "guided euler", "guided jumps", "clipped"] if SMOKE else None,
+    default=["euler", "guided euler", "guided jumps", "ancestral"] if SMOKE else None,
     help="some of the samplers; default: all but ancestral",
 )
 parser.add_argument("--evaluations", type=int, nargs="*", default=[2] if SMOKE else None)
@@ -228,7 +228,7 @@ EVERY: Samplers = {
     "guided midpoint": (4, 8, 16),
 }
 CURVED: Samplers = {"euler": FEW, "midpoint": (2, 4, 8), "grid": (4, 8), "exponential": FEW}
-DDIM: Samplers = {"clipped": MORE, "exponential": (4,), "ancestral": (16, 50, 1000)}
+DDIM: Samplers = {"clipped": MORE, "exponential": (4,), "ancestral": (2, 16, 50, 1000)}
 # Evaluations a step, where they are not one.
 ORDER = {"midpoint": 2, "heun2": 2, "guided euler": 2, "guided midpoint": 4}
 SCALE = 2.0  # of guidance

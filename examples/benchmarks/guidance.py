@@ -140,7 +140,7 @@ columns = ("read", "psnr", "spread") if holes else ("accuracy", "coverage")
 print(f"{'away from':28} scale  Frechet distance       {'  '.join(columns)}")
 for (way, scale), model in WAYS.items():
     setting = {"way": way, "scale": scale, "seed": args.seed, "samples": count}
-    setting |= {"early": args.early, "solver_steps": args.solver_steps}
+    setting |= {"early": args.early, "solver_steps": args.solver_steps, "judge": 2}
     if not log.read(setting):
         log.append(setting | (fill(model) if holes else generate(model)))
     row = log.read(setting)[-1]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fm_ext.app.picture import enlarge
 from fm_ext.hub import FlowModel, to_grid, to_pictures
-from fm_ext.hub.flow import ANCESTRAL
+from fm_ext.hub.flow import ANCESTRAL, JUMPS
+from fm_ext.models import MeanFlowModel
 from fm_ext.solver.inpainting.solver import METHODS
 
 ODE_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4")
@@ -44,6 +45,7 @@ def methods(flow: FlowModel, task: str) -> tuple[str, ...]:
     known = tuple(METHODS)
     if task != "fill" or flow.masked:
         known = ODE_METHODS + ((ANCESTRAL,) if flow.from_noise else ())
+        known += (JUMPS,) if isinstance(flow.velocity_model, MeanFlowModel) else ()
     own = flow.samplers[task].method
     return own, *(method for method in known if method != own)
 
@@ -74,22 +76,25 @@ def choose_sampling(name: str, flow: FlowModel, task: str) -> Sampling:
     )
     with st.expander("Solver"):
         method, steps = choose_method(name, flow, task, methods(flow, task))
-        scale = _choose_guidance(name, flow, task, label)
+        scale = _choose_guidance(name, flow, task, label, lowest=float(method == JUMPS))
     return Sampling(
         int(seed), {"method": method, "steps": steps, "label": label, "guidance_scale": scale}
     )
 
 
-def _choose_guidance(name: str, flow: FlowModel, task: str, label: str | None) -> float:
-    scale = float(flow.samplers[task].guidance_scale)
-    if label is not None or (task == "fill" and flow.hides_known):
+def _choose_guidance(
+    name: str, flow: FlowModel, task: str, label: str | None, lowest: float
+) -> float:
+    """A control for the scale; jumps, whose lowest is 1, are guided on classes alone."""
+    scale = max(lowest, float(flow.samplers[task].guidance_scale))
+    if label is not None or (task == "fill" and flow.hides_known and lowest == 0):
         scale = st.slider(
             "Guidance",
-            0.0,
+            lowest,
             max(8.0, scale),
             scale,
             0.5,
-            key=f"{task} guidance {name}",
+            key=f"{task} guidance {name} {lowest:g}",
             help="How strongly the class, or without one the known pixels, pull: 1 is the model as it is, more is "
             "clearer and less varied.",
         )

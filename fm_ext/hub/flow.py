@@ -3,18 +3,18 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from flow_matching.path import ProbPath
+from flow_matching.path import AffineProbPath, ProbPath
 from flow_matching.path.scheduler import Scheduler
 from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 import fm_ext
+from fm_ext.coupling import Coupling
 from fm_ext.hub import card, folder
 from fm_ext.models import (
     GuidedVelocityModel,
@@ -25,6 +25,7 @@ from fm_ext.models import (
     UNetWrapper,
 )
 from fm_ext.path import MaskedProbPath, PathWrapper
+from fm_ext.path import ProbPath as ExtendedProbPath
 from fm_ext.solver import (
     ExponentialSolver,
     InpaintingSolver,
@@ -186,13 +187,18 @@ class FlowModel(ModelHubMixin):
 
     @property
     def from_noise(self) -> bool:
-        """Whether its source is noise that is independent of the data, so that it can be renewed ("ancestral")."""
+        """Whether it goes from noise of its own, N(0, I), on an affine path, so that the noise can be renewed."""
         path: Any = self.path
         while isinstance(path, PathWrapper):
-            if not getattr(getattr(path, "coupling", None), "keeps_pairs", True):
+            coupling = getattr(path, "coupling", None)
+            if coupling is not None and not (
+                coupling.keeps_pairs and type(coupling).source is Coupling.source
+            ):
                 return False
             path = path.path
-        return self.source == "noise" and hasattr(path, "scheduler")
+        source = getattr(type(path), "source", ExtendedProbPath.source)
+        affine = isinstance(path, AffineProbPath) and source is ExtendedProbPath.source
+        return affine and self.source == "noise" and "translate" not in self.tasks
 
     @property
     def scheduler(self) -> Scheduler:
@@ -371,10 +377,23 @@ class FlowModel(ModelHubMixin):
     ) -> Sampler:
         """How a task is sampled: as the model was measured, but for what is given.
 
-        Another method comes with its own usual number of steps.
+        Another method comes with its own usual number of steps: 16 of "ancestral", one of "jumps", 50 of a
+        training-free one, 8 of another one with fixed steps.
+
+        Args:
+            task: "sample", "fill" or "translate".
+            method: see `Sampler`, as the next two.
+            steps: at least 1.
+            guidance_scale: any number; at least 1 for jumps.
+
+        Returns:
+            What `sample`, `fill` and `translate` do with the same arguments.
 
         Raises:
-            ValueError: for a task that it was not trained to do.
+            ValueError: for a task that it was not trained to do; "ancestral" for a flow that is not `from_noise`;
+                "jumps" for a model that is no `MeanFlowModel`, or with a guidance that its network does not take;
+                `steps` below 1, or a scale that is not finite.
+            TypeError: for `steps` that are not whole.
         """
         if task not in self.tasks:
             raise ValueError(
@@ -388,7 +407,37 @@ class FlowModel(ModelHubMixin):
             how = replace(how, method=method, steps=how.steps if same else usual)
         if steps is not None:
             how = replace(how, steps=steps)
-        return how if guidance_scale is None else replace(how, guidance_scale=guidance_scale)
+        if guidance_scale is not None:
+            how = replace(how, guidance_scale=guidance_scale)
+        self._check(how)
+        return how
+
+    def _check(self, how: Sampler) -> None:
+        """Refuses a method that is not for this model."""
+        if how.method == ANCESTRAL and not self.from_noise:
+            raise ValueError(
+                f"`method` must not be {ANCESTRAL!r} for a flow whose source is not noise of its own, which cannot be "
+                "renewed; 'midpoint' is for any."
+            )
+        if how.method != JUMPS:
+            return
+        if not isinstance(self.velocity_model, MeanFlowModel):
+            raise ValueError(
+                f"`method` must not be {JUMPS!r} for a model that is no MeanFlowModel; 'midpoint' is for any."
+            )
+        modules = [m for m in self.velocity_model.modules() if hasattr(m, "guidance_input")]
+        takes = self.velocity_model.takes
+        told = (
+            all(m.guidance_input for m in modules)
+            if modules
+            else takes is None or "guidance_scale" in takes
+        )
+        if how.guidance_scale < 1 or (how.guidance_scale > 1 and not told):
+            allowed = "at least 1" if told else "1, for its network takes no scale,"
+            raise ValueError(
+                f"`guidance_scale` must be {allowed} for {JUMPS!r}; got {how.guidance_scale:g}. 'midpoint' guides the "
+                "velocity, by any scale."
+            )
 
     def sample(
         self,
@@ -407,9 +456,9 @@ class FlowModel(ModelHubMixin):
             count: how many; computed as one batch.
             label: a class, by number or name, for all; or one for each; None: no class.
             method: of `ODESolver`, "ancestral" or "jumps"; None, as for the next two: what the model was measured with.
-            steps: at least 1; without them a method of another kind takes 50 (training-free), none (adaptive) or 8.
+            steps: at least 1; without them a method of another kind takes its usual ones, see `sampler`.
             guidance_scale: on the class, where one is given; 1 is none.
-            generator: of the noise.
+            generator: of the noise; "ancestral" draws from it in each step.
             callback: called as `callback(fraction, state)` as the flow goes on: the fraction of the way in (0, 1], and
                 the state `(count, *shape)` there, decoded if it is one of latents. What it raises ends the sampling.
 
@@ -460,7 +509,7 @@ class FlowModel(ModelHubMixin):
                 model was measured with.
             steps: at least 1.
             guidance_scale: on the class, or without one on the known pixels; 1 is none.
-            generator: of the noise.
+            generator: of the noise; "ancestral" draws from it in each step.
             callback: see `sample`; the state is `(fills * batch, *shape)`. Training-free methods tell the states that
                 they ask the model at.
 
@@ -616,11 +665,6 @@ class FlowModel(ModelHubMixin):
         extras: dict[str, Any],
         generator: torch.Generator | None,
     ) -> Tensor:
-        if not self.from_noise:
-            raise ValueError(
-                f"`method` must not be {ANCESTRAL!r} for a flow whose source is not noise of its own, which cannot be "
-                "renewed; 'midpoint' is for any."
-            )
         ends = PredictionVelocityModel(model, self.scheduler, prediction="velocity")
         size = 1 / (how.steps or USUAL_STEPS[ANCESTRAL])
         solver = ExponentialSolver(ends)
@@ -629,27 +673,25 @@ class FlowModel(ModelHubMixin):
     def _jumped(
         self, start: Tensor, how: Sampler, callback: Callback | None, extras: dict[str, Any]
     ) -> Tensor:
-        if not isinstance(self.velocity_model, MeanFlowModel):
-            raise ValueError(
-                f"`method` must not be {JUMPS!r} for a model that is no MeanFlowModel; 'midpoint' is for any."
-            )
         if how.guidance_scale != 1 and "label" in extras:
             extras = extras | {"guidance_scale": how.guidance_scale}
-        solver, x = MeanFlowSolver(self.velocity_model), start
-        for t, r in pairwise(uniform_grid(how.steps or USUAL_STEPS[JUMPS]).tolist()):
-            x = solver.sample(x, time_grid=[t, r], **extras)
-            if callback is not None and r < 1:
-                callback(r, self._decoded(x))
-        return x
+        model: Any = self.velocity_model
+        grid = uniform_grid(how.steps or USUAL_STEPS[JUMPS])
+        solver = MeanFlowSolver(model)
+        states = solver.sample(start, time_grid=grid, return_intermediates=True, **extras)
+        if callback is not None:
+            for t, state in zip(grid[1:-1].tolist(), states[1:-1], strict=True):
+                callback(t, self._decoded(state))
+        return states[-1]
 
     def _asked(self, model: nn.Module, callback: Callback | None) -> nn.Module:
         return model if callback is None else _Reporting(model, callback, self._decoded)
 
     def _default(self, task: str) -> Sampler:
-        if isinstance(self.velocity_model, MeanFlowModel):
-            return Sampler(method=JUMPS, steps=USUAL_STEPS[JUMPS])
         if task == "fill" and not self.masked:
             return Sampler(method="moment_matching", steps=USUAL_STEPS["moment_matching"])
+        if isinstance(self.velocity_model, MeanFlowModel):
+            return Sampler(method=JUMPS, steps=USUAL_STEPS[JUMPS])
         if task == "fill" and self.from_noise:
             return Sampler(method=ANCESTRAL, steps=USUAL_STEPS[ANCESTRAL])
         return Sampler()
@@ -662,8 +704,13 @@ class FlowModel(ModelHubMixin):
                 f"`guidance_scale` must be 1 for a fill without `label` by this model, which was not trained with "
                 f"`mask_dropout`; got {how.guidance_scale}."
             )
-        if how.method == JUMPS:  # the scale is an input
-            return self.velocity_model
+        if how.method == JUMPS:
+            if hide_known:
+                raise ValueError(
+                    f"`guidance_scale` must be 1 for {JUMPS!r} without `label`, as the network's scale is of the "
+                    f"class; got {how.guidance_scale:g}. 'midpoint' guides on the known pixels."
+                )
+            return self.velocity_model  # the scale is an input
         return GuidedVelocityModel(self.velocity_model, how.guidance_scale, hide_known=hide_known)
 
     def _source(

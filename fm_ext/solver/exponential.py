@@ -76,7 +76,8 @@ class ExponentialSolver(Solver):
             time_grid: at least two times in [0, 1], up or down; [0, 1] if None.
             return_intermediates: whether to return the states at all times of the grid, or the last alone.
             enable_grad: whether to compute gradients.
-            eta: the share of the source that is renewed, in [0, 1]: 0 is the ODE, 1 is DDPM's ancestral sampler.
+            eta: DDIM's, in [0, 1], the factor of the fresh noise's standard deviation: 0 is the ODE, 1 is DDPM's
+                ancestral sampler. Above 0 the source must be N(0, I), independent of the data.
             generator: of the fresh noise, drawn on its device and moved; the global one of `x_init`'s if None.
             **model_extras: handed to the network.
 
@@ -127,10 +128,13 @@ class ExponentialSolver(Solver):
     def _weights(self, t: float, s: float, eta: float) -> tuple[float, float, float]:
         """Of the expected data, the expected source and fresh noise at `s`, after a step from `t`."""
         at = self.model.path.scheduler(torch.tensor([t, s], dtype=torch.float64))
-        (alpha_t, alpha), (sigma_t, sigma) = at.alpha_t.tolist(), at.sigma_t.tolist()
+        (alpha_t, alpha), (sigma_t, sigma) = (
+            value.expand(2).tolist() for value in (at.alpha_t, at.sigma_t)
+        )
         if eta == 0 or sigma == 0:
             return alpha, sigma, 0.0
-        kept = alpha_t * sigma / (alpha * sigma_t)  # of the noise, at eta = 1
+        # Of the noise, at eta = 1; all of it where there is no data yet.
+        kept = alpha_t * sigma / (alpha * sigma_t) if alpha > 0 else 1.0
         renewed = eta * sigma * math.sqrt(max(0.0, 1 - kept**2))
         return alpha, math.sqrt(sigma**2 - renewed**2), renewed
 

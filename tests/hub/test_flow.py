@@ -4,15 +4,18 @@ import re
 
 import pytest
 import torch
-from flow_matching.path import CondOTProbPath
+from flow_matching.path import CondOTProbPath, GeodesicProbPath
+from flow_matching.path.scheduler import CondOTScheduler
 from flow_matching.solver import ODESolver as UpstreamODESolver
+from flow_matching.utils.manifolds import Euclidean
 from torch import nn
 
-from fm_ext.coupling import NoisySource, OptimalTransport
+from fm_ext.coupling import IndependentCoupling, NoisySource, OptimalTransport
 from fm_ext.hub import FlowModel, Measured, Metric, Sampler
 from fm_ext.models import (
     GuidedVelocityModel,
     MaskedVelocityModel,
+    MeanFlowModel,
     PredictionVelocityModel,
     UNet,
     UNetWrapper,
@@ -72,7 +75,33 @@ def test_an_ancestral_fill_is_the_exponential_step_with_fresh_noise(digits):
     )
     filled = digits.fill(image, mask, method="ancestral", steps=3, generator=seeded())
     torch.testing.assert_close(filled, torch.where(mask, by_hand.clamp(-1, 1), image))
-    assert not torch.equal(filled, digits.fill(image, mask, method="euler", steps=3))
+    euler = digits.fill(image, mask, method="euler", steps=3, generator=seeded())
+    assert not torch.equal(filled, euler)
+    generator = seeded()
+    start = torch.where(mask, torch.randn(image.shape, generator=generator), image)
+    guided = GuidedVelocityModel(digits.velocity_model, 2.0)
+    ends = PredictionVelocityModel(guided, digits.scheduler, prediction="velocity")
+    given = {"mask": mask, "label": torch.tensor([1, 2])}
+    by_hand = ExponentialSolver(ends).sample(start, 0.5, eta=1.0, generator=generator, **given)
+    how = {"label": [1, 2], "guidance_scale": 2.0, "steps": 2, "method": "ancestral"}
+    filled = digits.fill(image, mask, generator=seeded(), **how)
+    torch.testing.assert_close(filled, torch.where(mask, by_hand.clamp(-1, 1), image))
+
+
+def test_an_ancestral_fill_in_latents_is_that_of_the_solver_decoded(latents):
+    latents.data_range = None
+    image, mask = picture(latents)
+    generator = seeded()
+    noise = torch.randn(2, 4, 8, 8, generator=generator)
+    known = 2 * nn.functional.pixel_unshuffle(image.masked_fill(mask, 0), 2)
+    cells = nn.functional.max_pool2d(mask.float(), 2) > 0
+    model = PredictionVelocityModel(latents.velocity_model, latents.scheduler, "velocity")
+    end = ExponentialSolver(model).sample(
+        torch.where(cells, noise, known), 0.5, eta=1.0, generator=generator, mask=cells
+    )
+    expected = torch.where(mask, latents.codec.vae.decode(end), image)
+    filled = latents.fill(image, mask, method="ancestral", steps=2, generator=seeded())
+    torch.testing.assert_close(filled, expected)
 
 
 def test_noise_is_renewed_where_it_belongs_to_no_image(digits, translator, whole):
@@ -85,10 +114,33 @@ def test_noise_is_renewed_where_it_belongs_to_no_image(digits, translator, whole
         ValueError, match="`method` must not be 'ancestral' for a flow whose source"
     ):
         translator.translate(image, method="ancestral")
-    for coupling in (NoisySource(0.5), OptimalTransport()):
-        path = MaskedProbPath(CoupledProbPath(CondOTProbPath(), coupling))
-        coupled = FlowModel(digits.velocity_model, path, shape=digits.shape)
-        assert not coupled.from_noise and coupled.sampler("fill") == Sampler()
+    assert not FlowModel(
+        whole.velocity_model, whole.path, shape=(1, 8, 8), tasks=("translate",)
+    ).from_noise
+
+
+class Far(CondOTProbPath):
+    """A path whose source is made elsewhere."""
+
+    def source(self, x_0, **conditions):
+        return 3 + x_0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        CoupledProbPath(CondOTProbPath(), NoisySource(0.5)),
+        CoupledProbPath(CondOTProbPath(), OptimalTransport()),
+        GeodesicProbPath(CondOTScheduler(), Euclidean()),
+        Far(),
+    ],
+    ids=["noise on noise", "transport", "geodesics", "its own source"],
+)
+def test_noise_is_not_renewed_where_it_is_not_its_own(digits, path):
+    flow = FlowModel(digits.velocity_model, MaskedProbPath(path), shape=digits.shape)
+    assert not flow.from_noise and flow.sampler("fill") == Sampler()
+    kept = CoupledProbPath(CondOTProbPath(), IndependentCoupling())
+    assert FlowModel(digits.velocity_model, MaskedProbPath(kept), shape=digits.shape).from_noise
 
 
 def test_a_network_of_two_times_jumps_with_its_guidance_as_an_input(jumper, digits):
@@ -112,6 +164,26 @@ def test_a_network_of_two_times_jumps_with_its_guidance_as_an_input(jumper, digi
         ValueError, match="`method` must not be 'jumps' for a model that is no Mean"
     ):
         digits.sample(1, method="jumps")
+    with pytest.raises(ValueError, match="`guidance_scale` must be at least 1 for 'jumps'; got 0"):
+        flow.sample(1, label=3, guidance_scale=0.0)
+
+
+def test_jumps_are_guided_on_what_their_network_was_told():
+    net = UNet(2, 1, channels=8, head_channels=8, multipliers=(1, 2), second_time=True)
+    model = MeanFlowModel(UNetWrapper(net, concat=("mask",), mask_dropout=0.1))
+    flow = FlowModel(model, MaskedProbPath(CondOTProbPath()), shape=(1, 8, 8))
+    image, mask = picture(flow)
+    with pytest.raises(ValueError, match="must be 1, for its network takes no scale, for 'jumps'"):
+        flow.fill(image, mask, guidance_scale=2.0)
+    net = UNet(2, 1, channels=8, multipliers=(1,), second_time=True, guidance_input=True)
+    flow.velocity_model = MeanFlowModel(UNetWrapper(net, concat=("mask",), mask_dropout=0.1))
+    with pytest.raises(ValueError, match="must be 1 for 'jumps' without `label`"):
+        flow.fill(image, mask, guidance_scale=2.0)
+    whole = UNetWrapper(UNet(1, 1, channels=8, multipliers=(1,), second_time=True))
+    flow = FlowModel(MeanFlowModel(whole), CondOTProbPath(), shape=(1, 8, 8))
+    assert flow.sampler("sample").method == "jumps"
+    assert flow.sampler("fill").method == "moment_matching"
+    assert flow.fill(image, mask, steps=2).shape == image.shape
 
 
 def test_a_model_of_whole_images_fills_by_the_training_free_solver(whole):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from flow_matching.path.scheduler import CondOTScheduler
+from flow_matching.path.scheduler import CondOTScheduler, Scheduler, SchedulerOutput
 from flow_matching.solver import ODESolver
 from torch import nn
 
@@ -106,6 +106,30 @@ def test_fresh_noise_leaves_the_law_of_the_path_in_any_number_of_steps(scheduler
         if scheduler(torch.zeros(1)).alpha_t.item() == 0 and step_size == 0.6 and eta == 1:
             together = torch.corrcoef(torch.stack([noise[:, 0], x[:, 0]]))[0, 1]
             assert abs(together) < 0.02  # nothing is left of the first noise
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_scheduler_may_answer_with_constants(eta):
+    class Exploding(Scheduler):
+        def __init__(self, constant):
+            self.constant = constant
+
+        def __call__(self, t):
+            one = torch.ones((), dtype=t.dtype)
+            alpha, slope = (one, 0 * one) if self.constant else (one.expand_as(t), 0 * t)
+            return SchedulerOutput(alpha, 3 * (1 - t), slope, -3 + 0 * t)
+
+        def snr_inverse(self, snr):
+            return 1 - 1 / (3 * snr)
+
+    model, x = MLP(2, 16), torch.randn(4, 2)
+    found, expected = (
+        ExponentialSolver(PredictionVelocityModel(model, Exploding(constant), "x_1")).sample(
+            x, 0.5, eta=eta, generator=torch.Generator().manual_seed(0)
+        )
+        for constant in (True, False)
+    )
+    assert torch.equal(found, expected)
 
 
 def test_fresh_noise_forgets_the_errors_of_a_model_and_keeps_its_generator():
