@@ -49,7 +49,7 @@ args = parser.parse_args()
 if args.steps is None:
     args.steps = 2 if SMOKE else 3000
 if args.evaluate is None:  # as many pixels at any size
-    args.evaluate = 4 if SMOKE else max(16, 160_000 // args.size**2)
+    args.evaluate = 4 if SMOKE else max(16, 100_000 // args.size**2)
 if args.fills < 2:
     raise SystemExit("--fills must be at least 2, for their spread")
 
