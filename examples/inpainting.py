@@ -36,7 +36,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--dataset", default=DIGITS)
 parser.add_argument("--size", type=int, default=28)
 parser.add_argument("--mask", choices=MASKS, default="Hybrid", help="the masks of training")
-parser.add_argument("--steps", type=int, help="3000 by default")
+parser.add_argument("--steps", type=int, default=2 if SMOKE else 3000)
 parser.add_argument("--batch-size", type=int, default=16)
 parser.add_argument("--lr", type=float, default=2e-3)
 parser.add_argument("--unet", type=json.loads, help="changes of the preset, '{\"channels\": 64}'")
@@ -46,8 +46,6 @@ parser.add_argument("--evaluate", type=int, help="number of test images to fill;
 parser.add_argument("--fills", type=int, default=2 if SMOKE else 4, help="of each hole")
 parser.add_argument("--output", type=Path, default=Path("outputs/inpainting"))
 args = parser.parse_args()
-if args.steps is None:
-    args.steps = 2 if SMOKE else 3000
 if args.evaluate is None:  # as many pixels at any size
     args.evaluate = 4 if SMOKE else max(16, 100_000 // args.size**2)
 if args.fills < 2:

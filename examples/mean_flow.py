@@ -1,6 +1,6 @@
 """Train a network of two times on MNIST with accelerate; draw digits of every class, and fill holes, by one evaluation.
 
-    accelerate launch examples/mean_flow.py               # shipped digits, about ten minutes on 2 cores
+    accelerate launch examples/mean_flow.py               # shipped digits
     accelerate launch examples/mean_flow.py --dataset ylecun/mnist --steps 20000
 For half of the steps it learns the velocity alone, which is cheap; then jumps, and guidance as an input. Prints
 distances to the test images at 1, 2 and 4 evaluations, beside the same network as a plain flow; and the quality and

@@ -45,9 +45,9 @@ parser.add_argument("--only", nargs="*", default=list(WAYS)[:2] if SMOKE else li
 args = parser.parse_args()
 
 flow = FlowModel.from_pretrained(args.flow)
-images, labels = load_images(args.dataset, size=flow.shape[-1], limit=args.images)
 if not flow.masked:
     raise SystemExit(f"--flow must name a flow that was trained to fill; {args.flow} was not")
+images, labels = load_images(args.dataset, size=flow.shape[-1], limit=args.images)
 digits = flow.shape == (1, 28, 28) and Path(args.dataset).name == "mnist"
 reader = classifier("mnist") if digits and not SMOKE else None
 ode = ODESolver(MaskedVelocityModel(flow.velocity_model))

@@ -63,14 +63,11 @@ def judge_fills(
     names = next(iter(found.values())).keys()
     found["mean"] = {name: sum(row[name] for row in found.values()) / len(masks) for name in names}
     if reader is not None:
-        features = _features(reader, everything), _features(reader, [images] * len(everything))
-        distance = jackknife(frechet_distance, *features)
+        features = torch.cat([reader.features(fills) for fills in everything])
+        real = reader.features(images).repeat(len(everything), 1)
+        distance = jackknife(frechet_distance, features, real)
         found["frechet"] = [distance.value, distance.low, distance.high]
     return found
-
-
-def _features(reader: Classifier, images: Sequence[Tensor]) -> Tensor:
-    return torch.cat([reader.features(part) for part in images])
 
 
 def _figures(

@@ -157,32 +157,29 @@ class MeanFlow(Run):
     times_alone: TimeSampler = FLOW.times
     pairs_of_times = TimePairs(times=UniformTime())
     settings: ClassVar[dict[str, Any]] = {}  # of the loss
+    guided = False
 
     def loss(self, x_0: Tensor, x_1: Tensor, label: Tensor) -> Tensor:
-        pairs = self.pairs_of_times
-        if self.seconds < self.alone * self.budget:
+        pairs, first = self.pairs_of_times, self.seconds < self.alone * self.budget
+        if first:
             pairs = TimePairs(times=self.times_alone, distinct=0.0)
         t, r = pairs(len(x_1), device=x_1.device)
-        guidance = self.guidance(len(x_1), x_1.device)
-        if guidance is None:  # else the loss drops labels
+        settings = self.settings
+        if self.guided and not first:  # the loss drops labels
+            settings = settings | {
+                "guidance_scale": 1 + 2 * torch.rand(len(x_1), device=x_1.device)
+            }
+        else:
             label = label.masked_fill(torch.rand(len(label), device=label.device) < 0.1, 10)
         sample = self.path.sample(x_0, x_1, t)
-        settings = {"label": label, "guidance_scale": guidance, **self.settings}
         with torch.autocast(x_1.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            return mean_flow_loss(self.net, sample, r, **settings)
-
-    def guidance(self, n: int, device: torch.device) -> Tensor | None:
-        """The scales of a batch."""
-        return None
+            return mean_flow_loss(self.net, sample, r, label=label, **settings)
 
 
 class GuidedMeanFlow(MeanFlow):
     """The scale of guidance as an input, after the time with the velocity alone."""
 
-    def guidance(self, n: int, device: torch.device) -> Tensor | None:
-        if self.seconds < self.alone * self.budget:
-            return None
-        return 1 + 2 * torch.rand(n, device=device)
+    guided = True
 
 
 class UniformMeanFlow(MeanFlow):

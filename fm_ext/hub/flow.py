@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from flow_matching.path import AffineProbPath, ProbPath
@@ -24,8 +24,9 @@ from fm_ext.models import (
     PredictionVelocityModel,
     UNetWrapper,
 )
-from fm_ext.path import MaskedProbPath, PathWrapper
+from fm_ext.path import MaskedProbPath
 from fm_ext.path import ProbPath as ExtendedProbPath
+from fm_ext.path.wrapper import nested_paths
 from fm_ext.solver import (
     ExponentialSolver,
     InpaintingSolver,
@@ -172,12 +173,7 @@ class FlowModel(ModelHubMixin):
     @property
     def masked(self) -> bool:
         """Whether it was trained on a masked path, and so takes the mask."""
-        path: Any = self.path
-        while isinstance(path, PathWrapper):
-            if isinstance(path, MaskedProbPath):
-                return True
-            path = path.path
-        return False
+        return any(isinstance(path, MaskedProbPath) for path in nested_paths(self.path))
 
     @property
     def hides_known(self) -> bool:
@@ -188,17 +184,12 @@ class FlowModel(ModelHubMixin):
     @property
     def from_noise(self) -> bool:
         """Whether it goes from noise of its own, N(0, I), on an affine path, so that the noise can be renewed."""
-        path: Any = self.path
-        while isinstance(path, PathWrapper):
-            coupling = getattr(path, "coupling", None)
-            if coupling is not None and not (
-                coupling.keeps_pairs and type(coupling).source is Coupling.source
-            ):
-                return False
-            path = path.path
+        *wrappers, path = nested_paths(self.path)
+        couplings = [wrapper.coupling for wrapper in wrappers if hasattr(wrapper, "coupling")]
+        kept = all(c.keeps_pairs and type(c).source is Coupling.source for c in couplings)
         source = getattr(type(path), "source", ExtendedProbPath.source)
         affine = isinstance(path, AffineProbPath) and source is ExtendedProbPath.source
-        return affine and self.source == "noise" and "translate" not in self.tasks
+        return kept and affine and self.source == "noise" and "translate" not in self.tasks
 
     @property
     def scheduler(self) -> Scheduler:
@@ -410,7 +401,7 @@ class FlowModel(ModelHubMixin):
         if guidance_scale is not None:
             how = replace(how, guidance_scale=guidance_scale)
         self._check(how)
-        return how
+        return replace(how, steps=how.steps or USUAL_STEPS.get(how.method))
 
     def _check(self, how: Sampler) -> None:
         """Refuses a method that is not for this model."""
@@ -625,7 +616,7 @@ class FlowModel(ModelHubMixin):
         filled = solver.sample(
             image,
             mask=mask,
-            steps=how.steps or USUAL_STEPS[how.method],
+            steps=cast(int, how.steps),
             fills=copies,
             generator=generator,
             **extras,
@@ -644,48 +635,36 @@ class FlowModel(ModelHubMixin):
         extras: dict[str, Any],
         generator: torch.Generator | None,
     ) -> Tensor:
+        asked = model if callback is None else _Reporting(model, callback, self._decoded)
         if how.method == JUMPS:
             end = self._jumped(start, how, callback, extras)
         elif how.method == ANCESTRAL:
-            end = self._renewed(self._asked(model, callback), start, how, extras, generator)
+            ends = PredictionVelocityModel(asked, self.scheduler, prediction="velocity")
+            renewed = {"eta": 1.0, "generator": generator}
+            end = ExponentialSolver(ends).sample(
+                start, 1 / cast(int, how.steps), **renewed, **extras
+            )
         else:
-            steps = {} if how.steps is None else {"steps": how.steps}
-            solver = ODESolver(self._asked(model, callback))
-            end = solver.sample(start, method=how.method, **steps, **extras)
+            given = {} if how.steps is None else {"steps": how.steps}
+            end = ODESolver(asked).sample(start, method=how.method, **given, **extras)
         result = self._cut(self._decoded(end))
         if callback is not None:
             callback(1.0, result)
         return result
-
-    def _renewed(
-        self,
-        model: nn.Module,
-        start: Tensor,
-        how: Sampler,
-        extras: dict[str, Any],
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        ends = PredictionVelocityModel(model, self.scheduler, prediction="velocity")
-        size = 1 / (how.steps or USUAL_STEPS[ANCESTRAL])
-        solver = ExponentialSolver(ends)
-        return solver.sample(start, size, eta=1.0, generator=generator, **extras)
 
     def _jumped(
         self, start: Tensor, how: Sampler, callback: Callback | None, extras: dict[str, Any]
     ) -> Tensor:
         if how.guidance_scale != 1 and "label" in extras:
             extras = extras | {"guidance_scale": how.guidance_scale}
-        model: Any = self.velocity_model
-        grid = uniform_grid(how.steps or USUAL_STEPS[JUMPS])
-        solver = MeanFlowSolver(model)
-        states = solver.sample(start, time_grid=grid, return_intermediates=True, **extras)
+        model, grid = cast(MeanFlowModel, self.velocity_model), uniform_grid(cast(int, how.steps))
+        states = MeanFlowSolver(model).sample(
+            start, time_grid=grid, return_intermediates=True, **extras
+        )
         if callback is not None:
             for t, state in zip(grid[1:-1].tolist(), states[1:-1], strict=True):
                 callback(t, self._decoded(state))
         return states[-1]
-
-    def _asked(self, model: nn.Module, callback: Callback | None) -> nn.Module:
-        return model if callback is None else _Reporting(model, callback, self._decoded)
 
     def _default(self, task: str) -> Sampler:
         if task == "fill" and not self.masked:
@@ -704,13 +683,13 @@ class FlowModel(ModelHubMixin):
                 f"`guidance_scale` must be 1 for a fill without `label` by this model, which was not trained with "
                 f"`mask_dropout`; got {how.guidance_scale}."
             )
-        if how.method == JUMPS:
-            if hide_known:
-                raise ValueError(
-                    f"`guidance_scale` must be 1 for {JUMPS!r} without `label`, as the network's scale is of the "
-                    f"class; got {how.guidance_scale:g}. 'midpoint' guides on the known pixels."
-                )
-            return self.velocity_model  # the scale is an input
+        if how.method == JUMPS and hide_known:
+            raise ValueError(
+                f"`guidance_scale` must be 1 for {JUMPS!r} without `label`, as the network's scale is of the class; "
+                f"got {how.guidance_scale:g}. 'midpoint' guides on the known pixels."
+            )
+        if how.method == JUMPS:  # the scale is an input
+            return self.velocity_model
         return GuidedVelocityModel(self.velocity_model, how.guidance_scale, hide_known=hide_known)
 
     def _source(

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from fm_ext.coupling import Coupling, GatheredCoupling
-from fm_ext.path.wrapper import PathWrapper, with_fields
+from fm_ext.path.wrapper import PathWrapper, nested_paths, with_fields
 
 
 class CoupledProbPath(PathWrapper):
@@ -136,8 +136,4 @@ class CoupledProbPath(PathWrapper):
 
 def _nested(path: ProbPath) -> CoupledProbPath | None:
     """The coupled path that `path` is, or has inside other wrappers."""
-    while isinstance(path, PathWrapper):
-        if isinstance(path, CoupledProbPath):
-            return path
-        path = path.path
-    return None
+    return next((inner for inner in nested_paths(path) if isinstance(inner, CoupledProbPath)), None)

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -204,3 +205,11 @@ def _restore(cls: Any, state: dict[str, Any]) -> Any:
     for name, value in state.items():
         object.__setattr__(sample, name, value)  # frozen ones too
     return sample
+
+
+def nested_paths(path: UpstreamProbPath) -> Iterator[Any]:
+    """The path, and those that it is wrapped around, the innermost last."""
+    while isinstance(path, PathWrapper):
+        yield path
+        path = path.path
+    yield path
