@@ -11,6 +11,7 @@ are kept in outputs/filling; what stands there is not done again. The last lines
 """
 
 import argparse
+import math
 import os
 from dataclasses import replace
 from itertools import product
@@ -36,7 +37,7 @@ from fm_ext.models import (
     UNetWrapper,
 )
 from fm_ext.path import MaskedProbPath
-from fm_ext.solver import ODESolver
+from fm_ext.solver import ExponentialSolver, ODESolver
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 DIGITS = str(Path(__file__).parents[1] / "data" / "mnist")
@@ -44,9 +45,13 @@ DIGITS = str(Path(__file__).parents[1] / "data" / "mnist")
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--dataset", default=DIGITS)
 parser.add_argument("--size", type=int, help="of the images, if not their own")
+parser.add_argument(
+    "--others", help="a data set of other images, for the changes that train on them, too"
+)
 parser.add_argument("--seconds", type=float, default=0.2 if SMOKE else 300)
 parser.add_argument("--images", type=int, default=100 if SMOKE else 400, help="to fill")
-parser.add_argument("--solver-steps", type=int, default=1 if SMOKE else 4, help="of midpoint")
+parser.add_argument("--method", choices=("midpoint", "ancestral"), default="midpoint")
+parser.add_argument("--solver-steps", type=int, default=1 if SMOKE else 4)
 parser.add_argument("--seeds", type=int, nargs="*", default=[0])
 parser.add_argument("--output", type=Path, default=Path("outputs/filling/results.jsonl"))
 parser.add_argument("--only", nargs="*", metavar="CHANGE")
@@ -69,7 +74,7 @@ MASKS: dict[str, Mask] = {
 }
 
 
-def net(*concat: str, dropout: float = 0.0, **changes: object):
+def net(*concat: str, dropout: float = 0.0, dropped: float = 0.5, **changes: object):
     """What makes a network that sees the mask and, among `concat`, further inputs of the images' channels."""
 
     def make() -> torch.nn.Module:
@@ -77,7 +82,7 @@ def net(*concat: str, dropout: float = 0.0, **changes: object):
         seen = ("mask", *(name for name in concat if name != "labels"))
         c_in = channels + 1 + channels * (len(seen) - 1)
         preset = UNet.preset(size, c_in, channels, **kwargs)
-        drop = 0.5 if "labels" in concat else 0.0
+        drop = dropped if "labels" in concat else 0.0
         return UNetWrapper(preset, concat=seen, mask_dropout=dropout, label_dropout=drop)
 
     return make
@@ -95,6 +100,31 @@ def push_pull(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, coarse, x)
 
 
+def turn_colours(images: Tensor) -> Tensor:
+    """RGB images, each with its colours turned by some angle around the axis of the greys."""
+    angle = 2 * math.pi * torch.rand(len(images), 1, 1)
+    axis = torch.full((3, 3), 1 / 3)  # the projection on it; `cross` is the product with it
+    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / 3**0.5
+    turned = axis + angle.cos() * (torch.eye(3) - axis) + angle.sin() * cross
+    return torch.einsum("bij,bjhw->bihw", turned, images).clamp(-1, 1)
+
+
+def half_turned(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Every second image with other colours, and told so by its label: 1 for 0."""
+    some = torch.rand(len(images)) < 0.5
+    turned = torch.where(some[:, None, None, None], turn_colours(images), images)
+    return turned, torch.where(some, 1, torch.zeros_like(labels))
+
+
+def some_others(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Every second image from another set, and told so by its label."""
+    some = torch.rand(len(images)) < 0.5
+    others = OTHERS[torch.randint(len(OTHERS), (len(images),))]
+    mixed = torch.where(some[:, None, None, None], others, images)
+    return mixed, torch.where(some, 1, torch.zeros_like(labels))
+
+
+OTHERS = load_images(args.others, split="train", size=size)[0] if args.others else images
 HYBRID = Hybrid()
 LARGE = Hybrid(masks=(RandomBox(area=(0.2, 0.6)), FreeForm(), Irregular()))
 
@@ -162,6 +192,12 @@ RECIPES: dict[str, Recipe] = {
         base, net=net(**(small | {"channels": 16, "head_channels": 16, "multipliers": (1, 3, 6)}))
     ),
 }
+if not digits:
+    told = net("labels", **(small | {"num_classes": 2}), dropped=0.0)
+    RECIPES |= {
+        "half with turned colours": replace(base, net=told, labels=True, augment=half_turned),
+        "half from another set": replace(base, net=told, labels=True, augment=some_others),
+    }
 # What is trained, and how it is asked: the scale of guidance on the known pixels.
 CHANGES = {name: (recipe, 1.0) for name, recipe in RECIPES.items()}
 CHANGES |= {f"known hidden, guidance {s:g}": (hiding, s) for s in (1.25, 1.5, 2.0)}
@@ -177,12 +213,22 @@ def judge(recipe: Recipe, weights: Weights, scale: float) -> Result:
         model = PredictionVelocityModel(network, recipe.scheduler, prediction=recipe.prediction)
     if scale != 1:
         model = GuidedVelocityModel(model, scale, hide_known=True)
-    solver = ODESolver(MaskedVelocityModel(model))
+    model = MaskedVelocityModel(model)
+    ends = PredictionVelocityModel(model, recipe.scheduler, prediction="velocity")
+
+    def told(truth: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        extras = recipe.show(truth, mask) if recipe.show else {}
+        kind = torch.zeros(len(truth), dtype=torch.long)  # an image of the set, as it is
+        return extras | ({"label": kind} if recipe.augment else {})
 
     def fill(noise: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-        extras = recipe.show(truth, mask) if recipe.show else {}
+        extras = told(truth, mask)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
             start, steps = torch.where(mask, noise, truth), args.solver_steps
+            if args.method == "ancestral":
+                solver = ExponentialSolver(ends)
+                return solver.sample(start, 1 / steps, eta=1.0, mask=mask, **extras)
+            solver = ODESolver(model)
             return solver.sample(start, steps=steps, method="midpoint", mask=mask, **extras)
 
     reader = classifier("mnist") if digits else None
@@ -191,9 +237,8 @@ def judge(recipe: Recipe, weights: Weights, scale: float) -> Result:
     mask, t = HYBRID(len(reference), reference.shape[-2:]), UniformTime()(len(reference))
     path = MaskedProbPath(CondOTProbPath())
     sample = path.sample(torch.randn_like(reference), reference, t, mask=mask)
-    extras = recipe.show(reference, mask) if recipe.show else {}
     with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-        answer = network(x=sample.x_t, t=sample.t, mask=mask, **extras)
+        answer = network(x=sample.x_t, t=sample.t, mask=mask, **told(reference, mask))
     space = {"prediction": recipe.prediction, "scheduler": recipe.scheduler}
     return {**found, "loss": float(velocity_loss(answer.float(), sample, **space))}
 
@@ -205,6 +250,8 @@ fixed = {
     "images": len(images),
     "filled": len(reference),
     "judge": 2,
+    "method": args.method,
+    "solver_steps": args.solver_steps,
 }
 for seed, name in product(args.seeds, args.only or CHANGES):
     if log.read({"change": name, "seed": seed, **fixed}):

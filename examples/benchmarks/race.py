@@ -71,6 +71,8 @@ class Recipe:
     mask: Callable[..., Tensor] | None = None  # of the holes that are filled, drawn like a `Mask`
     # More inputs of the network, by name, of images and masks.
     show: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
+    # Other images and labels of a batch.
+    augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     bf16: bool = BF16
 
 
@@ -131,6 +133,8 @@ class Run:
     def loss(self, x_0: Tensor, x_1: Tensor, label: Tensor) -> Tensor:
         """The loss of a batch; another objective overrides it."""
         recipe = self.recipe
+        if recipe.augment:
+            x_1, label = recipe.augment(x_1, label)
         extras = {"label": label} if recipe.labels else {}
         mask = None
         if recipe.mask:

@@ -4,6 +4,7 @@
     python examples/benchmarks/unet.py                      # minutes on 2 CPU cores
     python examples/benchmarks/unet.py --size 28 --rounds 5
     python examples/benchmarks/unet.py --compile            # a GPU: eager and compiled, with peak memory
+    python examples/benchmarks/unet.py --parts sampling --only "ours, preset" --compile       # a CPU
 
 The nets take turns, step by step, so that a busy machine slows all of them alike; printed are medians of the ratios to
 the first, torchcfm in fp32. A peer that is not installed is left out. "same" is our net with the peers' levels, widths,
@@ -102,6 +103,9 @@ def sampling(net: nn.Module, x: Tensor, precision: torch.dtype) -> Callable[[], 
     return sample
 
 
+PARTS = {"training": ("training step", training_step), "sampling": ("50 Euler steps", sampling)}
+
+
 def seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
@@ -141,6 +145,8 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=1 if SMOKE else 7)
     parser.add_argument("--batch-size", type=int, help="64 at 28 pixels and 16 at 64 if not given")
+    parser.add_argument("--only", nargs="*", metavar="NET", help="the nets to compare, by name")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=[*PARTS])
     parser.add_argument("--compile", action="store_true", help="compiled twins of every net too")
     args = parser.parse_args()
     for size in args.size:
@@ -148,7 +154,13 @@ def main() -> None:
         batch = args.batch_size or (2 if SMOKE else {28: 64, 64: 16}[size])
         precisions = {"fp32": torch.float32, "bf16": torch.bfloat16}
         x = torch.randn(batch, 1 if size == 28 else 3, size, size, device=device)
-        built = {name: net.to(device) for name, net in nets(size).items()}
+        built = {
+            name: net.to(device)
+            for name, net in nets(size).items()
+            if args.only is None or name in args.only
+        }
+        if not built:
+            raise SystemExit(f"--only must name nets among {', '.join(nets(size))}")
         parameters = ", ".join(
             f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in built.items()
         )
@@ -157,14 +169,15 @@ def main() -> None:
         )
         if args.compile:
             built |= {f"{name} compiled": torch.compile(net) for name, net in built.items()}
-        for title, make in (("training step", training_step), ("50 Euler steps", sampling)):
-            state = x if title == "training step" else x[:16]
+        for part in args.parts:
+            title, make = PARTS[part]
+            state = x if part == "training" else x[:16]
             calls = {
                 f"{name} {precision}": make(net, state, dtype)
                 for precision, dtype in precisions.items()
                 for name, net in built.items()
             }
-            rounds = args.rounds if title == "training step" else max(2, args.rounds // 2)
+            rounds = args.rounds if part == "training" else max(2, args.rounds // 2)
             race(calls, rounds, len(state), f"{title}, {size}x{size}, images {len(state)}")
 
 

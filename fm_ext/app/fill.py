@@ -17,7 +17,6 @@ from fm_ext.app.sampling import (
     Sampling,
     choose_method,
     choose_sampling,
-    fills_untrained_too,
     running,
 )
 from fm_ext.app.show import show
@@ -129,7 +128,8 @@ def spread(
 
 
 def _choose_untrained(name: str, flow: FlowModel, trained: Sampling) -> list[Sampling]:
-    able = fills_untrained_too(flow)
+    among = [method for method in flow.methods("fill") if method in METHODS]
+    able = flow.masked and bool(among)
     beside = st.toggle(
         "Beside it, a training-free solver",
         disabled=not able,
@@ -139,7 +139,7 @@ def _choose_untrained(name: str, flow: FlowModel, trained: Sampling) -> list[Sam
     )
     if not able or not beside:
         return []
-    among = ["moment_matching", *(method for method in METHODS if method != "moment_matching")]
+    among.sort(key="moment_matching".__ne__)  # the usual one first
     method, steps = choose_method(name, flow, "fill", among, where=", training-free")
     return [Sampling(trained.seed, trained.arguments | {"method": method, "steps": steps})]
 

@@ -14,11 +14,9 @@ from torch import Tensor
 
 from fm_ext.app.picture import enlarge
 from fm_ext.hub import FlowModel, to_grid, to_pictures
-from fm_ext.hub.flow import ANCESTRAL, JUMPS
-from fm_ext.models import MeanFlowModel
+from fm_ext.hub.flow import JUMPS
 from fm_ext.solver.inpainting.solver import METHODS
 
-ODE_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4")
 FRAMES = 40
 
 
@@ -38,21 +36,6 @@ class Sampling:
         """The arguments, with a generator of its own and the callback."""
         generator = torch.Generator().manual_seed(self.seed)
         return {**self.arguments, "generator": generator, "callback": progress}
-
-
-def methods(flow: FlowModel, task: str) -> tuple[str, ...]:
-    """The solvers of a task, what it was measured with first."""
-    known = tuple(METHODS)
-    if task != "fill" or flow.masked:
-        known = ODE_METHODS + ((ANCESTRAL,) if flow.from_noise else ())
-        known += (JUMPS,) if isinstance(flow.velocity_model, MeanFlowModel) else ()
-    own = flow.samplers[task].method
-    return own, *(method for method in known if method != own)
-
-
-def fills_untrained_too(flow: FlowModel) -> bool:
-    """Whether a model that was trained to fill can do so by a training-free solver, to compare."""
-    return flow.masked and "sample" in flow.tasks
 
 
 def choose_sampling(name: str, flow: FlowModel, task: str) -> Sampling:
@@ -75,30 +58,35 @@ def choose_sampling(name: str, flow: FlowModel, task: str) -> Sampling:
         help="The same seed and controls give the same pictures; another seed gives others.",
     )
     with st.expander("Solver"):
-        method, steps = choose_method(name, flow, task, methods(flow, task))
-        scale = _choose_guidance(name, flow, task, label, lowest=float(method == JUMPS))
+        untrained = flow.samplers[task].method in METHODS
+        among = [method for method in flow.methods(task) if (method in METHODS) == untrained]
+        method, steps = choose_method(name, flow, task, among)
+        scale = _choose_guidance(name, flow, task, label, method)
     return Sampling(
         int(seed), {"method": method, "steps": steps, "label": label, "guidance_scale": scale}
     )
 
 
 def _choose_guidance(
-    name: str, flow: FlowModel, task: str, label: str | None, lowest: float
+    name: str, flow: FlowModel, task: str, label: str | None, method: str
 ) -> float:
-    """A control for the scale; jumps, whose lowest is 1, are guided on classes alone."""
+    """A control for the scale; jumps are guided by 1 or more, on classes, if the network can be."""
+    on_known = label is None and task == "fill" and flow.hides_known and method != JUMPS
+    on_class = label is not None and (method != JUMPS or flow.takes_scale)
+    if not (on_class or on_known):
+        return 1.0
+    lowest = float(method == JUMPS)
     scale = max(lowest, float(flow.samplers[task].guidance_scale))
-    if label is not None or (task == "fill" and flow.hides_known and lowest == 0):
-        scale = st.slider(
-            "Guidance",
-            lowest,
-            max(8.0, scale),
-            scale,
-            0.5,
-            key=f"{task} guidance {name} {lowest:g}",
-            help="How strongly the class, or without one the known pixels, pull: 1 is the model as it is, more is "
-            "clearer and less varied.",
-        )
-    return scale
+    return st.slider(
+        "Guidance",
+        lowest,
+        max(8.0, scale),
+        scale,
+        0.5,
+        key=f"{task} guidance {name} {lowest:g}",
+        help="How strongly the class, or without one the known pixels, pull: 1 is the model as it is, more is clearer "
+        "and less varied.",
+    )
 
 
 def choose_method(

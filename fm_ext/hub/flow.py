@@ -35,7 +35,7 @@ from fm_ext.solver import (
     uniform_grid,
 )
 from fm_ext.solver.inpainting.solver import METHODS
-from fm_ext.solver.methods import ADAPTIVE, SCIPY
+from fm_ext.solver.methods import ADAPTIVE, FIXED, SCIPY
 from fm_ext.utils.inputs import check_mask, check_whole, randn_like, repeat_samples
 from fm_ext.utils.model_wrapper import ModelWrapper
 
@@ -190,6 +190,22 @@ class FlowModel(ModelHubMixin):
         source = getattr(type(path), "source", ExtendedProbPath.source)
         affine = isinstance(path, AffineProbPath) and source is ExtendedProbPath.source
         return kept and affine and self.source == "noise" and "translate" not in self.tasks
+
+    @property
+    def jumps(self) -> bool:
+        """Whether it can go all the way at once: its model is a `MeanFlowModel`."""
+        return isinstance(self.velocity_model, MeanFlowModel)
+
+    @property
+    def takes_scale(self) -> bool:
+        """Whether its jumps can be guided: the network takes the scale as an input."""
+        if not isinstance(self.velocity_model, MeanFlowModel):
+            return False
+        modules = [m for m in self.velocity_model.modules() if hasattr(m, "guidance_input")]
+        if modules:
+            return all(m.guidance_input for m in modules)
+        takes = self.velocity_model.takes
+        return takes is None or "guidance_scale" in takes
 
     @property
     def scheduler(self) -> Scheduler:
@@ -403,6 +419,19 @@ class FlowModel(ModelHubMixin):
         self._check(how)
         return replace(how, steps=how.steps or USUAL_STEPS.get(how.method))
 
+    def methods(self, task: str) -> tuple[str, ...]:
+        """What suits a task: the measured method, then all others but the adaptive ones, which suit where "euler" does.
+
+        Args:
+            task: one of `tasks`.
+        """
+        suit: list[str] = []
+        if task != "fill" or self.masked:
+            suit += [*FIXED, *[ANCESTRAL] * self.from_noise, *[JUMPS] * self.jumps]
+        if task == "fill" and (not self.masked or "sample" in self.tasks):
+            suit += METHODS
+        return tuple(dict.fromkeys((self.samplers[task].method, *suit)))
+
     def _check(self, how: Sampler) -> None:
         """Refuses a method that is not for this model."""
         if how.method == ANCESTRAL and not self.from_noise:
@@ -412,19 +441,12 @@ class FlowModel(ModelHubMixin):
             )
         if how.method != JUMPS:
             return
-        if not isinstance(self.velocity_model, MeanFlowModel):
+        if not self.jumps:
             raise ValueError(
                 f"`method` must not be {JUMPS!r} for a model that is no MeanFlowModel; 'midpoint' is for any."
             )
-        modules = [m for m in self.velocity_model.modules() if hasattr(m, "guidance_input")]
-        takes = self.velocity_model.takes
-        told = (
-            all(m.guidance_input for m in modules)
-            if modules
-            else takes is None or "guidance_scale" in takes
-        )
-        if how.guidance_scale < 1 or (how.guidance_scale > 1 and not told):
-            allowed = "at least 1" if told else "1, for its network takes no scale,"
+        if how.guidance_scale < 1 or (how.guidance_scale > 1 and not self.takes_scale):
+            allowed = "at least 1" if self.takes_scale else "1, for its network takes no scale,"
             raise ValueError(
                 f"`guidance_scale` must be {allowed} for {JUMPS!r}; got {how.guidance_scale:g}. 'midpoint' guides the "
                 "velocity, by any scale."
@@ -669,7 +691,7 @@ class FlowModel(ModelHubMixin):
     def _default(self, task: str) -> Sampler:
         if task == "fill" and not self.masked:
             return Sampler(method="moment_matching", steps=USUAL_STEPS["moment_matching"])
-        if isinstance(self.velocity_model, MeanFlowModel):
+        if self.jumps:
             return Sampler(method=JUMPS, steps=USUAL_STEPS[JUMPS])
         if task == "fill" and self.from_noise:
             return Sampler(method=ANCESTRAL, steps=USUAL_STEPS[ANCESTRAL])

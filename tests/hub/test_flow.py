@@ -22,6 +22,8 @@ from fm_ext.models import (
 )
 from fm_ext.path import BridgeProbPath, CoupledProbPath, MaskedProbPath
 from fm_ext.solver import ExponentialSolver, InpaintingSolver, MeanFlowSolver
+from fm_ext.solver.inpainting.solver import METHODS
+from fm_ext.solver.methods import FIXED
 
 
 def seeded() -> torch.Generator:
@@ -184,6 +186,28 @@ def test_jumps_are_guided_on_what_their_network_was_told():
     assert flow.sampler("sample").method == "jumps"
     assert flow.sampler("fill").method == "moment_matching"
     assert flow.fill(image, mask, steps=2).shape == image.shape
+
+
+@pytest.mark.parametrize(
+    "name", ["digits", "jumper", "portraits", "whole", "translator", "latents"]
+)
+def test_the_methods_of_a_task_are_those_that_run(name, request):
+    flow = request.getfixturevalue(name)
+    image, mask = picture(flow)
+    run = {
+        "sample": lambda method: flow.sample(2, method=method, steps=2),
+        "fill": lambda method: flow.fill(image, mask, method=method, steps=2),
+        "translate": lambda method: flow.translate(image, method=method, steps=2),
+    }
+    for task in flow.tasks:
+        suit = flow.methods(task)
+        assert suit[0] == flow.samplers[task].method and len(set(suit)) == len(suit)
+        for method in (*FIXED, "ancestral", "jumps", *METHODS):
+            if method in suit:
+                assert run[task](method).isfinite().all()
+            else:
+                with pytest.raises(ValueError, match="`method` must"):
+                    run[task](method)
 
 
 def test_a_model_of_whole_images_fills_by_the_training_free_solver(whole):
