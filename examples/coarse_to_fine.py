@@ -5,8 +5,8 @@
     accelerate launch examples/coarse_to_fine.py --single 4000    # one network at once, to compare with
 The coarse flow paints images of a quarter of the side, in holes or from nothing. The fine one sees such an image,
 enlarged, as another input of its network, starts from it and noise, and paints the pixels that are missing; where all
-are, that is super-resolution. Prints what enlarged test images and filled holes are worth, and saves a picture of both and of images
-from nothing. Run again, it goes on from its last checkpoint.
+are, that is super-resolution. Prints what enlarged test images and filled holes are worth, and saves a picture of both
+and of images from nothing. Run again, it goes on from its last checkpoint.
 """
 
 import argparse

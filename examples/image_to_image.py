@@ -4,8 +4,8 @@
     accelerate launch examples/image_to_image.py --source zalando-datasets/fashion_mnist --target ylecun/mnist
 The network, the straight path and the epochs of a teaching exercise (Sorbonne RDFIA, "Flow Matching", section 3.1), by
 four couplings at an equal budget: pairs as they come; with noise in the source; by optimal transport of each batch;
-and both. "U-Net" is the last with another network, more noise, the transport of 256 images, of which a step is trained on
-16, and more effort in the middle of the way. Prints what a digit classifier makes of the outputs, and what the
+and both. "U-Net" is the last with another network, more noise, the transport of 256 images, of which a step is trained
+on 16, and more effort near the source. Prints what a digit classifier makes of the outputs, and what the
 transport costs; saves a figure.
 """
 
@@ -21,7 +21,7 @@ from plots import save_figure, show_rows
 from fm_ext.coupling import IndependentCoupling, NoisySource, OptimalTransport
 from fm_ext.data import image_pair_loader, load_images
 from fm_ext.hub import FlowModel
-from fm_ext.loss import LogitNormalTime, UniformTime, velocity_loss
+from fm_ext.loss import LogitNormalTime, ShiftedTime, UniformTime, velocity_loss
 from fm_ext.metrics import class_entropy, classifier, frechet_distance, jackknife
 from fm_ext.models import SmallUNet, UNet, UNetWrapper
 from fm_ext.path import CoupledProbPath
@@ -90,7 +90,7 @@ def train_unet(name):
     loader = image_pair_loader(args.source, args.target, batch_size=paired, **order)
     torch.manual_seed(args.seed)
     model = UNetWrapper(UNet.preset(28, 1, lean=True))
-    transport, times = OptimalTransport(), LogitNormalTime()
+    transport, times = OptimalTransport(), ShiftedTime(shift=2.0, times=LogitNormalTime())
 
     def loss(model, batch):
         x_0, _ = transport(batch["source"], batch["image"])

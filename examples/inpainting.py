@@ -18,7 +18,7 @@ from plots import save_rows
 from scores import HoleScores, telea
 from tqdm import tqdm
 
-from fm_ext.data import image_loader, load_images
+from fm_ext.data import image_loader, load_images, turn_colours
 from fm_ext.hub import FlowModel
 from fm_ext.loss import LogitNormalTime, ShiftedTime, velocity_loss
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
@@ -41,6 +41,9 @@ parser.add_argument("--batch-size", type=int, default=16)
 parser.add_argument("--lr", type=float, default=2e-3)
 parser.add_argument("--unet", type=json.loads, help="changes of the preset, '{\"channels\": 64}'")
 parser.add_argument("--flip", action="store_true", help="mirror every second image; never digits")
+parser.add_argument(
+    "--turn-colours", action="store_true", help="train on as many images with other colours"
+)
 parser.add_argument("--generate", action="store_true", help="learn classes and whole images, too")
 parser.add_argument("--evaluate", type=int, help="number of test images to fill; 0 for none")
 parser.add_argument("--fills", type=int, default=2 if SMOKE else 4, help="of each hole")
@@ -59,12 +62,14 @@ loader = image_loader(**data, batch_size=args.batch_size, flip=args.flip)
 channels, classes = loader.dataset.shape[0], loader.dataset.classes
 if args.generate and not classes:
     raise SystemExit(f"--generate needs class labels; {args.dataset} has none")
+if args.turn_colours and (args.generate or channels != 3):
+    raise SystemExit("--turn-colours needs RGB images, and its label cannot be that of --generate")
 torch.manual_seed(0)
 net = UNet.preset(
     args.size,
     in_channels=channels + 1,  # the mask is one more
     out_channels=channels,
-    num_classes=len(classes) if args.generate else None,
+    num_classes=len(classes) if args.generate else 1 if args.turn_colours else None,
     lean=args.size in (28, 64) and args.unet is None,  # the best for minutes of training
     **(args.unet or {}),
 )
@@ -78,6 +83,10 @@ if args.generate and args.size < 64:
 
 def loss(model, batch):
     x_1, label = batch["image"], batch["label"] if args.generate else None
+    if args.turn_colours:  # the network is told which; without a label it draws true colours
+        turned = torch.rand(len(x_1), device=x_1.device) < 0.5
+        x_1 = torch.where(turned[:, None, None, None], turn_colours(x_1), x_1)
+        label = torch.where(turned, 0, net.null_label)
     mask = MASKS[args.mask](len(x_1), x_1.shape[-2:], device=x_1.device)
     if args.generate:  # nothing is known of a third of the images
         mask = mask | (torch.rand(len(x_1), 1, 1, 1, device=x_1.device) < 1 / 3)

@@ -25,6 +25,7 @@ API = {
         "latent_loader",
         "load_images",
         "pair_loader",
+        "turn_colours",
         "write_latents",
         "write_pairs",
     ],

@@ -23,8 +23,6 @@ from fm_ext.data import load_images
 from fm_ext.hub import FlowModel
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
 from fm_ext.metrics import classifier
-from fm_ext.models import MaskedVelocityModel, PredictionVelocityModel
-from fm_ext.solver import ExponentialSolver, ODESolver
 
 SMOKE = os.environ.get("FM_EXT_SMOKE") == "1"
 MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, FreeForm, Irregular, Hybrid)}
@@ -50,21 +48,16 @@ if not flow.masked:
 images, labels = load_images(args.dataset, size=flow.shape[-1], limit=args.images)
 digits = flow.shape == (1, 28, 28) and Path(args.dataset).name == "mnist"
 reader = classifier("mnist") if digits and not SMOKE else None
-ode = ODESolver(MaskedVelocityModel(flow.velocity_model))
-renewing = ExponentialSolver(
-    PredictionVelocityModel(flow.velocity_model, flow.scheduler, prediction="velocity")
-)
 columns = ("read", "psnr", "colour", "seam", "spread", "ratio")
 print(f"{len(images)} test images under {', '.join(MASKS)}, two fills of each")
 print(f"{'':22} {'  '.join(f'{name:>6}' for name in columns)}  Frechet distance      ms a fill")
 
 
-def asked(method: str, steps: int, noise: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+def asked(
+    method: str, steps: int, images: Tensor, mask: Tensor, generator: torch.Generator
+) -> Tensor:
     """Fills by one of the ways."""
-    start = torch.where(mask, noise, truth)
-    if method == "ancestral":
-        return renewing.sample(start, 1 / steps, eta=1.0, mask=mask)
-    return ode.sample(start, steps=steps, method=method, mask=mask)
+    return flow.fill(images, mask, method=method, steps=steps, generator=generator)
 
 
 for way in args.only:

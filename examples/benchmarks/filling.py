@@ -11,7 +11,6 @@ are kept in outputs/filling; what stands there is not done again. The last lines
 """
 
 import argparse
-import math
 import os
 from dataclasses import replace
 from itertools import product
@@ -25,7 +24,7 @@ from flow_matching.path import CondOTProbPath
 from race import LEAN, Log, Recipe, Result, Run, Weights
 from torch import Tensor
 
-from fm_ext.data import load_images
+from fm_ext.data import load_images, turn_colours
 from fm_ext.loss import LogitNormalTime, ShiftedTime, UniformTime, velocity_loss
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, Mask, RandomBox
 from fm_ext.metrics import classifier
@@ -98,15 +97,6 @@ def push_pull(x: Tensor, mask: Tensor) -> Tensor:
     coarse = push_pull(total / weight.clamp(min=1e-3), weight == 0)
     coarse = F.interpolate(coarse, x.shape[-2:], mode="bilinear")
     return torch.where(mask, coarse, x)
-
-
-def turn_colours(images: Tensor) -> Tensor:
-    """RGB images, each with its colours turned by some angle around the axis of the greys."""
-    angle = 2 * math.pi * torch.rand(len(images), 1, 1)
-    axis = torch.full((3, 3), 1 / 3)  # the projection on it; `cross` is the product with it
-    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / 3**0.5
-    turned = axis + angle.cos() * (torch.eye(3) - axis) + angle.sin() * cross
-    return torch.einsum("bij,bjhw->bihw", turned, images).clamp(-1, 1)
 
 
 def half_turned(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,13 +211,13 @@ def judge(recipe: Recipe, weights: Weights, scale: float) -> Result:
         kind = torch.zeros(len(truth), dtype=torch.long)  # an image of the set, as it is
         return extras | ({"label": kind} if recipe.augment else {})
 
-    def fill(noise: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-        extras = told(truth, mask)
+    def fill(truth: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+        extras, steps = told(truth, mask), args.solver_steps
+        start = torch.where(mask, torch.randn(truth.shape, generator=generator), truth)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-            start, steps = torch.where(mask, noise, truth), args.solver_steps
             if args.method == "ancestral":
-                solver = ExponentialSolver(ends)
-                return solver.sample(start, 1 / steps, eta=1.0, mask=mask, **extras)
+                solver, renewed = ExponentialSolver(ends), {"eta": 1.0, "generator": generator}
+                return solver.sample(start, 1 / steps, **renewed, mask=mask, **extras)
             solver = ODESolver(model)
             return solver.sample(start, steps=steps, method="midpoint", mask=mask, **extras)
 
@@ -249,7 +239,7 @@ fixed = {
     "seconds": args.seconds,
     "images": len(images),
     "filled": len(reference),
-    "judge": 2,
+    "judge": 3,
     "method": args.method,
     "solver_steps": args.solver_steps,
 }

@@ -1,4 +1,4 @@
-"""What fills of holes are worth; `fill_samplers.py`, `filling.py` and `guidance.py` use it."""
+"""What fills of holes are worth; `fill_samplers.py`, `filling.py`, `guidance.py` and `one_step_fills.py` use it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ Result = dict[str, Any]
 
 @torch.no_grad()
 def judge_fills(
-    fill: Callable[[Tensor, Tensor, Tensor], Tensor],
+    fill: Callable[[Tensor, Tensor, torch.Generator], Tensor],
     images: Tensor,
     masks: Mapping[str, Mask],
     *,
@@ -33,13 +33,13 @@ def judge_fills(
 ) -> Result:
     """Figures of the fills of each kind of mask, their means, and the Frechet distance of all to the images.
 
-    Masks and starts are the same for all that are compared. The Frechet distance has an interval of `jackknife`, which
-    takes all fills for independent: those of one image are not, so it is wider than the truth. "ratio" is
-    the error of a fill over sqrt(2) times the spread of two: 1 for samples of the true posterior, less for fills that
-    differ too much, more for fills that are too alike.
+    Masks are the same for all that are compared, and so is the noise that `fill` draws first. The Frechet distance has
+    an interval of `jackknife`, which takes all fills for independent: those of one image are not, so it is wider than
+    the truth. "ratio" is the error of a fill over sqrt(2) times the spread of two: 1 for samples of the true posterior,
+    less for fills that differ too much, more for fills that are too alike.
 
     Args:
-        fill: noise `(batch, ...)`, images and masks to filled images.
+        fill: images, their masks and a generator of the noise to filled images.
         images: the truth, in [-1, 1].
         masks: kinds, by name.
         labels: of the images, for a reader.
@@ -51,13 +51,15 @@ def judge_fills(
     everything = []
     for seed, (name, kind) in enumerate(masks.items()):
         generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)  # of a sampler's own noise
         mask = kind(len(images), images.shape[-2:], generator=generator)
         fills = []
         for _ in range(count):
-            noise = torch.randn(images.shape, generator=generator)
-            parts = zip(*(x.split(batch_size) for x in (noise, images, mask)), strict=True)
-            fills.append(torch.cat([fill(*part).float().clamp(-1, 1) for part in parts]))
+            answers = []
+            for part in zip(images.split(batch_size), mask.split(batch_size), strict=True):
+                own = int(torch.randint(2**62, (), generator=generator))
+                answer = fill(*part, torch.Generator().manual_seed(own))
+                answers.append(answer.float().clamp(-1, 1))
+            fills.append(torch.cat(answers))
         everything += fills
         found[name] = _figures(fills, images, mask, labels, reader)
     names = next(iter(found.values())).keys()

@@ -129,7 +129,8 @@ def fill(model: nn.Module) -> Result:
     """Two fills of every hole."""
     whole = MaskedVelocityModel(model)
 
-    def one(noise: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    def one(truth: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(truth.shape, generator=generator)
         return integrate(whole, torch.where(mask, noise, truth), mask=mask)
 
     found = judge_fills(one, reference, MASKS, labels=truth, reader=classifier("mnist"))
@@ -140,7 +141,7 @@ columns = ("read", "psnr", "spread") if holes else ("accuracy", "coverage")
 print(f"{'away from':28} scale  Frechet distance       {'  '.join(columns)}")
 for (way, scale), model in WAYS.items():
     setting = {"way": way, "scale": scale, "seed": args.seed, "samples": count}
-    setting |= {"early": args.early, "solver_steps": args.solver_steps, "judge": 2}
+    setting |= {"early": args.early, "solver_steps": args.solver_steps, "judge": 3}
     if not log.read(setting):
         log.append(setting | (fill(model) if holes else generate(model)))
     row = log.read(setting)[-1]

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from fills import judge_fills
 from race import BF16, Log, Recipe, Result, Run
 from torch import Tensor, nn
 from torchvision.utils import make_grid
@@ -28,7 +29,7 @@ from torchvision.utils import make_grid
 from fm_ext.data import load_images
 from fm_ext.loss import LogitNormalTime, TimePairs, mean_flow_loss
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
-from fm_ext.metrics import FeatureMetrics, classifier, fill_diversity, hole_psnr
+from fm_ext.metrics import classifier
 from fm_ext.models import MaskedVelocityModel, MeanFlowModel, UNet, UNetWrapper
 from fm_ext.solver import MeanFlowSolver, ODESolver
 
@@ -99,50 +100,34 @@ folder.mkdir(parents=True, exist_ok=True)
 log, judge = Log(folder / "results.jsonl"), classifier("mnist")
 
 
-def holes(name: str) -> tuple[Tensor, Tensor]:
-    """The masks of one kind and the noise of every fill, the same for all that are compared."""
-    generator = torch.Generator().manual_seed([*MASKS].index(name))
-    mask = MASKS[name](len(reference), reference.shape[-2:], generator=generator)
-    return mask, torch.randn(FILLS + 2, *reference.shape, generator=generator)
-
-
-def fill(model: nn.Module, noise: Tensor, mask: Tensor, method: str, steps: int) -> Tensor:
-    """One fill of each of the first images, as many as there is noise."""
-    given, filled = reference[: len(noise)], []
+@torch.no_grad()
+def fill(
+    model: nn.Module, noise: Tensor, given: Tensor, mask: Tensor, method: str, steps: int
+) -> Tensor:
+    """One fill of each image."""
     solver = MeanFlowSolver(model) if method == "jumps" else ODESolver(model)  # pyright: ignore[reportArgumentType]
     extras = {} if method == "jumps" else {"method": method}
-    parts = zip(noise.split(100), given.split(100), mask[: len(noise)].split(100), strict=True)
-    for x, y, m in parts:
-        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-            ends = solver.sample(torch.where(m, x, y), steps=steps, mask=m, **extras)
-        assert torch.equal(ends.masked_fill(m, 0), y.masked_fill(m, 0))  # bit for bit
-        filled.append(ends.float().clamp(-1, 1))
-    return torch.cat(filled)
+    with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
+        ends = solver.sample(torch.where(mask, noise, given), steps=steps, mask=mask, **extras)
+    assert torch.equal(ends.masked_fill(mask, 0), given.masked_fill(mask, 0))  # bit for bit
+    return ends.float().clamp(-1, 1)
 
 
-@torch.no_grad()
 def worth(model: nn.Module, method: str, steps: int) -> Result:
     """The figures of one way of asking one network."""
-    found: Result = {}
-    metrics = FeatureMetrics(judge.features, figures=("frechet",))
-    for name in MASKS:
-        mask, noise = holes(name)
-        fills = [fill(model, noise[k], mask, method, steps) for k in range(FILLS)]
-        both = torch.cat(fills)
-        psnr = hole_psnr(both, reference.repeat(FILLS, 1, 1, 1), mask.repeat(FILLS, 1, 1, 1))
-        spread = fill_diversity(torch.stack(fills, 1), mask)
-        right = judge(both).argmax(1) == truth.repeat(FILLS)
-        found[name] = {
-            "read": float(right.double().mean()),
-            "psnr": float(psnr),
-            "spread": float(spread),
-            "ratio": float(2 * 10 ** (-psnr / 20) / (2**0.5 * spread)),
-        }
-        metrics.update(reference, real=True)
-        metrics.update(fills[0], real=False)
-    return found | {"frechet": metrics.compute()["frechet"]}
+
+    def one(given: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+        return fill(
+            model, torch.randn(given.shape, generator=generator), given, mask, method, steps
+        )
+
+    return judge_fills(
+        one, reference, MASKS, labels=truth, reader=judge, count=FILLS, batch_size=100
+    )
 
 
+generator = torch.Generator().manual_seed(0)
+holes = [kind(2, reference.shape[-2:], generator=generator) for kind in MASKS.values()]
 shown: dict[str, list[Tensor]] = {}  # of each way of asking, the fills of two images a mask
 originals = float((judge(reference).argmax(1) == truth).double().mean())
 print(
@@ -162,15 +147,12 @@ for seed in args.seeds:
         model.load_state_dict(state["weights"])
         for method, steps, evaluations in FLOW_ASKED if way == "flow" else JUMPS:
             setting = {"way": way, "method": method, "steps": steps, "seed": seed}
-            setting["images"] = len(reference)
+            setting |= {"images": len(reference), "judge": 3}
             if not log.read(setting):
                 trained = {"training_steps": state["steps"]}
                 log.append(setting | trained | worth(model, method, steps))
             row = log.read(setting)[-1]
-            means = {
-                figure: sum(row[name][figure] for name in MASKS) / len(MASKS)
-                for figure in ("read", "psnr", "spread", "ratio")
-            }
+            means = row["mean"]
             value, low, high = row["frechet"][:3]
             print(
                 f"{way + ', ' + method:26} {evaluations:11} {means['read']:6.1%} {means['psnr']:6.2f} "
@@ -187,12 +169,12 @@ for seed in args.seeds:
                 title = f"{way}: {evaluations} evaluation{'s' if evaluations > 1 else ''}"
                 for k in range(FILLS + 1):
                     row_of = shown.setdefault(f"{title}{' ' * k}", [])
-                    for name in MASKS:
-                        mask, noise = holes(name)
-                        row_of.append(fill(model, noise[k, :2], mask, method, steps))
+                    for hole in holes:
+                        noise = torch.randn(reference[:2].shape, generator=generator)
+                        row_of.append(fill(model, noise, reference[:2], hole, method, steps))
 
 top = {"original": [reference[:2]] * len(MASKS)}
-top["hole"] = [reference[:2].masked_fill(holes(name)[0][:2], 0) for name in MASKS]
+top["hole"] = [reference[:2].masked_fill(hole, 0) for hole in holes]
 rows = top | shown
 grid = make_grid(torch.cat([torch.cat(part) for part in rows.values()]) / 2 + 0.5, 2 * len(MASKS))
 figure, axes = plt.subplots(figsize=(8, 0.62 * len(rows) + 0.4), layout="constrained")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fm_ext.data.assigned import assigned_loader
+    from fm_ext.data.augment import turn_colours
     from fm_ext.data.image_pairs import image_pair_loader
     from fm_ext.data.latents import latent_loader, write_latents
     from fm_ext.data.loader import image_loader, load_images
@@ -20,6 +21,7 @@ __all__ = [
     "latent_loader",
     "load_images",
     "pair_loader",
+    "turn_colours",
     "write_latents",
     "write_pairs",
 ]
@@ -31,6 +33,7 @@ _HOMES = {
     "latent_loader": "latents",
     "load_images": "loader",
     "pair_loader": "pairs",
+    "turn_colours": "augment",
     "write_latents": "latents",
     "write_pairs": "pairs",
 }
