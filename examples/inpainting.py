@@ -1,7 +1,8 @@
-"""Train an inpainting flow on real images with accelerate, then fill holes in images that it has not seen.
+r"""Train an inpainting flow on real images with accelerate, then fill holes in images that it has not seen.
 
-    accelerate launch examples/inpainting.py                     # shipped MNIST digits, 5 to 8 minutes on 2 CPU cores
-    accelerate launch examples/inpainting.py --dataset examples/data/portraits --size 64 --flip --steps 6000
+    accelerate launch examples/inpainting.py                     # shipped MNIST digits, 6 to 8 minutes on 2 CPU cores
+    accelerate launch examples/inpainting.py --dataset examples/data/portraits --size 64 --flip --turn-colours \
+        --steps 12000
     accelerate launch examples/inpainting.py --dataset <name or folder> --size 256 --steps 300000 --lr 1e-4
 Prints what the fills of every kind of mask are worth, beside two classical answers; saves a picture and the weights.
 Run again, it goes on from its last checkpoint; a finished run is only evaluated.
