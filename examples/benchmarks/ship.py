@@ -134,7 +134,7 @@ if args.exact:
     change = (to_uint8(stored).int() - to_uint8(exact).int()).abs().float()
     more = (change > 2).float().mean()
     print(f"bytes of pixels differ by {change.mean():.3f} on average, {more:.2%} by more than 2")
-command = f"python examples/benchmarks/ship.py {args.name} {args.folder}"
+command = f"python examples/benchmarks/ship.py {args.name} {args.folder} --images {args.images}"
 flow.measured = replace(
     MODELS[args.name],
     metrics=tuple(metrics),
