@@ -108,13 +108,14 @@ def half_turned(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def some_others(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Every second image from another set, and told so by its label."""
+    assert OTHERS is not None
     some = torch.rand(len(images)) < 0.5
     others = OTHERS[torch.randint(len(OTHERS), (len(images),))]
     mixed = torch.where(some[:, None, None, None], others, images)
     return mixed, torch.where(some, 1, torch.zeros_like(labels))
 
 
-OTHERS = load_images(args.others, split="train", size=size)[0] if args.others else images
+OTHERS = load_images(args.others, split="train", size=size)[0] if args.others else None
 HYBRID = Hybrid()
 LARGE = Hybrid(masks=(RandomBox(area=(0.2, 0.6)), FreeForm(), Irregular()))
 
@@ -183,11 +184,11 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 if not digits:
-    told = net("labels", **(small | {"num_classes": 2}), dropped=0.0)
-    RECIPES |= {
-        "half with turned colours": replace(base, net=told, labels=True, augment=half_turned),
-        "half from another set": replace(base, net=told, labels=True, augment=some_others),
-    }
+    two = net("labels", **(small | {"num_classes": 2}), dropped=0.0)
+    turned = replace(base, net=two, labels=True, augment=half_turned)
+    RECIPES["half with turned colours"] = turned
+    if args.others:
+        RECIPES["half from another set"] = replace(turned, augment=some_others)
 # What is trained, and how it is asked: the scale of guidance on the known pixels.
 CHANGES = {name: (recipe, 1.0) for name, recipe in RECIPES.items()}
 CHANGES |= {f"known hidden, guidance {s:g}": (hiding, s) for s in (1.25, 1.5, 2.0)}
