@@ -4,9 +4,9 @@
     accelerate launch examples/coarse_to_fine.py --dataset <name or folder> --size 128
     accelerate launch examples/coarse_to_fine.py --single 4000    # one network at once, to compare with
 The coarse flow paints images of a quarter of the side, in holes or from nothing. The fine one sees such an image,
-enlarged, as another input of its network, starts from it and noise, and paints the pixels that are missing; where all
-are, that is super-resolution. Prints what enlarged test images and filled holes are worth, and saves a picture of both
-and of images from nothing. Run again, it goes on from its last checkpoint.
+enlarged, as another input of its network, and paints the pixels that are missing; where all are, that is
+super-resolution. Prints what enlarged test images and filled holes are worth, and saves a picture of both and of images
+from nothing. Run again, it goes on from its last checkpoint.
 """
 
 import argparse
@@ -19,13 +19,12 @@ import torch.nn.functional as F
 from flow_matching.path import CondOTProbPath
 from plots import save_rows
 
-from fm_ext.coupling import NoisySource
 from fm_ext.data import image_loader, load_images
 from fm_ext.loss import ShiftedTime, UniformTime, velocity_loss
 from fm_ext.mask import CenterBox, FreeForm, Hybrid, Irregular, RandomBox
 from fm_ext.metrics import colour_error, fill_diversity, hole_psnr, hole_ssim, seam_gradient
 from fm_ext.models import PredictionVelocityModel, UNet, UNetWrapper
-from fm_ext.path import CoupledProbPath, MaskedProbPath
+from fm_ext.path import MaskedProbPath
 from fm_ext.solver import ExponentialSolver
 from fm_ext.training import Trainer, TrainerConfig, auto_accelerator, leave_to_main
 
@@ -35,7 +34,6 @@ MASKS = {mask.__name__: mask() for mask in (CenterBox, RandomBox, FreeForm, Irre
 FACTOR = 4  # from the large side to the small one
 # Of the small images that the fine network sees: those of the coarse flow have errors, too.
 NOISE = 0.05
-SOURCE_NOISE = 0.5  # of what the fine flow starts from: the enlarged image, and this
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--dataset", default=PORTRAITS)
@@ -69,9 +67,7 @@ def shrink_mask(mask):
 
 
 # ---- one training for each flow: masked, and all missing in a third of the images ------------
-straight = CondOTProbPath()
-path = MaskedProbPath(straight)
-nearby = MaskedProbPath(CoupledProbPath(straight, NoisySource(SOURCE_NOISE)))
+path = MaskedProbPath(CondOTProbPath())
 
 
 def train(name, steps, small=False, sees_small=False):
@@ -95,15 +91,14 @@ def train(name, steps, small=False, sees_small=False):
         x_1 = batch["image"]
         mask = MASKS["Hybrid"](len(x_1), x_1.shape[-2:], device=x_1.device)
         mask = mask | (torch.rand(len(x_1), 1, 1, 1, device=x_1.device) < 1 / 3)
+        extras = {}
         if small:
             x_1, mask = shrink(x_1), shrink_mask(mask)
-        t = times(len(x_1), device=x_1.device)
-        extras, way, x_0 = {}, path, torch.randn_like(x_1)
-        if sees_small:
+        elif sees_small:
             coarse = shrink(x_1)
-            extras["small"] = x_0 = enlarge(coarse + NOISE * torch.randn_like(coarse))
-            way = nearby
-        sample = way.sample(x_0, x_1, t, mask=mask)
+            extras["small"] = enlarge(coarse + NOISE * torch.randn_like(coarse))
+        t = times(len(x_1), device=x_1.device)
+        sample = path.sample(torch.randn_like(x_1), x_1, t, mask=mask)
         answer = model(x=sample.x_t, t=sample.t, mask=mask, **extras)
         return velocity_loss(answer, sample, prediction=predicts, scheduler=path.scheduler)
 
@@ -133,30 +128,25 @@ leave_to_main(accelerator)
 
 
 # ---- both in a row ----------------------------------------------------------------------------
-def integrate(solver, x_0, images, mask, **how):
-    """The missing pixels of images, from `x_0`."""
-    x_0 = torch.where(mask, x_0, images)
+def integrate(solver, images, mask, **extras):
+    """The missing pixels of images, from fresh noise."""
+    x_0 = torch.where(mask, torch.randn_like(images), images)
     with accelerator.autocast():
-        x_1 = solver.sample(x_0, step_size=1 / args.solver_steps, mask=mask, **how)
+        x_1 = solver.sample(x_0, step_size=1 / args.solver_steps, eta=1.0, mask=mask, **extras)
     return x_1.float().clamp(-1, 1)
 
 
 def refine(small, images, mask):
     """The missing pixels of large images, of which small ones are known."""
-    small = enlarge(small + NOISE * torch.randn_like(small))
-    return integrate(fine, nearby.source(small), images, mask, small=small)
-
-
-def paint(solver, images, mask):
-    """The missing pixels of images from noise, a part of which is fresh in each step."""
-    return integrate(solver, torch.randn_like(images), images, mask, eta=1.0)
+    small = small + NOISE * torch.randn_like(small)
+    return integrate(fine, images, mask, small=enlarge(small))
 
 
 def fill(images, mask):
     """The missing pixels of images: coarse, then fine."""
     if args.single:
-        return paint(single, images, mask)
-    small = paint(coarse, shrink(images), shrink_mask(mask))
+        return integrate(single, images, mask)
+    small = integrate(coarse, shrink(images), shrink_mask(mask))
     return refine(small, images, mask)
 
 
