@@ -133,7 +133,7 @@ class Bridge(Noise):
     def velocity(self, net: nn.Module, small: Tensor) -> Velocity:
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             t = t.clamp(self.start, 0.99)
-            x_1 = net(x=x, t=t, small=small)
+            x_1 = net(x=x, t=t, small=small).float()  # of bfloat16 under autocast
             aside = x - torch.lerp(small, x_1, t)
             return x_1 - small + (1 - 2 * t) / (2 * t * (1 - t)) * aside
 
