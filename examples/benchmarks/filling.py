@@ -12,6 +12,7 @@ are kept in outputs/filling; what stands there is not done again. The last lines
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -99,23 +100,19 @@ def push_pull(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, coarse, x)
 
 
-def half_turned(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Every second image with other colours, and told so by its label: 1 for 0."""
-    some = torch.rand(len(images)) < 0.5
-    turned = torch.where(some[:, None, None, None], turn_colours(images), images)
-    return turned, torch.where(some, 1, torch.zeros_like(labels))
+def every_second(
+    other: Callable[[Tensor], Tensor],
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What makes every second image of a batch another one, and tells so by its label: 1 for 0."""
+
+    def augment(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        some = torch.rand(len(images)) < 0.5
+        mixed = torch.where(some[:, None, None, None], other(images), images)
+        return mixed, torch.where(some, 1, torch.zeros_like(labels))
+
+    return augment
 
 
-def some_others(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Every second image from another set, and told so by its label."""
-    assert OTHERS is not None
-    some = torch.rand(len(images)) < 0.5
-    others = OTHERS[torch.randint(len(OTHERS), (len(images),))]
-    mixed = torch.where(some[:, None, None, None], others, images)
-    return mixed, torch.where(some, 1, torch.zeros_like(labels))
-
-
-OTHERS = load_images(args.others, split="train", size=size)[0] if args.others else None
 HYBRID = Hybrid()
 LARGE = Hybrid(masks=(RandomBox(area=(0.2, 0.6)), FreeForm(), Irregular()))
 
@@ -185,10 +182,14 @@ RECIPES: dict[str, Recipe] = {
 }
 if not digits:
     two = net("labels", **(small | {"num_classes": 2}), dropped=0.0)
-    turned = replace(base, net=two, labels=True, augment=half_turned)
+    turned = replace(base, net=two, labels=True, augment=every_second(turn_colours))
     RECIPES["half with turned colours"] = turned
     if args.others:
-        RECIPES["half from another set"] = replace(turned, augment=some_others)
+        others, _ = load_images(args.others, split="train", size=size)
+        RECIPES["half from another set"] = replace(
+            turned,
+            augment=every_second(lambda images: others[torch.randint(len(others), (len(images),))]),
+        )
 # What is trained, and how it is asked: the scale of guidance on the known pixels.
 CHANGES = {name: (recipe, 1.0) for name, recipe in RECIPES.items()}
 CHANGES |= {f"known hidden, guidance {s:g}": (hiding, s) for s in (1.25, 1.5, 2.0)}

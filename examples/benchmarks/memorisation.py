@@ -25,9 +25,7 @@ MASKS = (CenterBox(), RandomBox(), FreeForm(), Irregular(), Hybrid())
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--flow", default="portraits", help="a shipped name or a folder")
 parser.add_argument("--dataset", default=str(Path(__file__).parents[1] / "data" / "portraits"))
-parser.add_argument(
-    "--images", type=int, default=4 if SMOKE else 90, help="of each half of the data"
-)
+parser.add_argument("--images", type=int, default=4 if SMOKE else 90, help="of each split")
 parser.add_argument("--fills", type=int, default=2 if SMOKE else 4)
 args = parser.parse_args()
 

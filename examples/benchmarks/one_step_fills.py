@@ -128,6 +128,7 @@ def worth(model: nn.Module, method: str, steps: int) -> Result:
 
 generator = torch.Generator().manual_seed(0)
 holes = [kind(2, reference.shape[-2:], generator=generator) for kind in MASKS.values()]
+noises = torch.randn(FILLS + 1, len(holes), *reference[:2].shape, generator=generator)
 shown: dict[str, list[Tensor]] = {}  # of each way of asking, the fills of two images a mask
 originals = float((judge(reference).argmax(1) == truth).double().mean())
 print(
@@ -169,8 +170,7 @@ for seed in args.seeds:
                 title = f"{way}: {evaluations} evaluation{'s' if evaluations > 1 else ''}"
                 for k in range(FILLS + 1):
                     row_of = shown.setdefault(f"{title}{' ' * k}", [])
-                    for hole in holes:
-                        noise = torch.randn(reference[:2].shape, generator=generator)
+                    for noise, hole in zip(noises[k], holes, strict=True):
                         row_of.append(fill(model, noise, reference[:2], hole, method, steps))
 
 top = {"original": [reference[:2]] * len(MASKS)}

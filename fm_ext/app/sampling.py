@@ -58,9 +58,10 @@ def choose_sampling(name: str, flow: FlowModel, task: str) -> Sampling:
         help="The same seed and controls give the same pictures; another seed gives others.",
     )
     with st.expander("Solver"):
-        untrained = flow.samplers[task].method in METHODS
-        among = [method for method in flow.methods(task) if (method in METHODS) == untrained]
-        method, steps = choose_method(name, flow, task, among)
+        own, *others = flow.methods(task)
+        if flow.masked:  # training-free ones are chosen beside it
+            others = [method for method in others if method not in METHODS]
+        method, steps = choose_method(name, flow, task, [own, *others])
         scale = _choose_guidance(name, flow, task, label, method)
     return Sampling(
         int(seed), {"method": method, "steps": steps, "label": label, "guidance_scale": scale}
